@@ -1,0 +1,33 @@
+// This file makes packets fit for a log. Nothing in it runs unless the log
+// wants debug records.
+
+package rsp
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strconv"
+)
+
+// loggedBytes is how much of a packet goes into a log record.
+const loggedBytes = 256
+
+// A loggedPacket is a payload that is escaped, and cut, when it is logged.
+type loggedPacket []byte
+
+// LogValue implements slog.LogValuer.
+func (p loggedPacket) LogValue() slog.Value {
+	quoted := strconv.QuoteToASCII(string(p[:min(len(p), loggedBytes)]))
+	text := quoted[1 : len(quoted)-1]
+	if len(p) > loggedBytes {
+		text += fmt.Sprintf("... (%d bytes)", len(p))
+	}
+	return slog.StringValue(text)
+}
+
+func (s *session) logPacket(msg string, payload []byte) {
+	if s.log.Enabled(context.Background(), slog.LevelDebug) {
+		s.log.LogAttrs(context.Background(), slog.LevelDebug, msg, slog.Any("packet", loggedPacket(payload)))
+	}
+}
