@@ -1,0 +1,239 @@
+// This file reads and writes memory by virtual address, through caches of
+// mapped frames and of translations.
+
+package guest
+
+import (
+	"errors"
+	"fmt"
+
+	"gdbserver-xen/x86"
+	"gdbserver-xen/xen"
+)
+
+// ErrUnmapped says that no memory can be had at an address.
+var ErrUnmapped = errors.New("memory is not mapped")
+
+const (
+	// maxBatch is how many frames one call maps at the most.
+	maxBatch = 512
+	// maxMapped is how many frames stay mapped at the most: 256 MB of address
+	// space. Beyond it the caches start anew.
+	maxMapped = 1 << 16
+)
+
+// view is how a vCPU sees memory. The CR3 values are in the format of the
+// paging mode.
+type view struct {
+	mode   x86.Mode
+	kernel uint64 // CR3 for the upper half of the address space
+	user   uint64 // CR3 for the lower half
+}
+
+// cr3 gives the table that translates an address.
+func (v *view) cr3(addr uint64) uint64 {
+	if int64(addr) < 0 {
+		return v.kernel
+	}
+	return v.user
+}
+
+// memory is the memory of a guest, whatever kind its frames are.
+type memory interface {
+	read(v *view, addr uint64, p []byte) (int, error)
+	write(v *view, addr uint64, p []byte) error
+	// drop forgets everything and unmaps all frames.
+	drop() error
+}
+
+// frames is a memory of one kind of frame.
+type frames[F xen.Frame] struct {
+	mapFrames func(fs []F, write bool) (*xen.Mapping, error)
+
+	pages    map[F][]byte           // mapped frames, for reading
+	mappings []*xen.Mapping         // what pages point into
+	tlb      map[translation][]byte // pages by virtual address
+	next     translation            // where a sequential read would go on
+	window   int                    // pages to map ahead, doubled while reads are sequential
+}
+
+// translation names a virtual page within an address space.
+type translation struct {
+	cr3  uint64
+	mode x86.Mode
+	page uint64 // virtual page number
+}
+
+func newFrames[F xen.Frame](mapFrames func(fs []F, write bool) (*xen.Mapping, error)) *frames[F] {
+	return &frames[F]{mapFrames: mapFrames, pages: map[F][]byte{}, tlb: map[translation][]byte{}}
+}
+
+func (m *frames[F]) drop() error {
+	var errs []error
+	for _, mapping := range m.mappings {
+		errs = append(errs, mapping.Close())
+	}
+	clear(m.pages)
+	clear(m.tlb)
+	m.mappings, m.window, m.next = m.mappings[:0], 0, translation{}
+	return errors.Join(errs...)
+}
+
+// Table gives the bytes of a frame: it makes frames an x86.Tables.
+func (m *frames[F]) Table(f F) ([]byte, error) {
+	if page, ok := m.pages[f]; ok {
+		return page, nil
+	}
+	mapping, err := m.add([]F{f})
+	if err != nil {
+		return nil, err
+	}
+	return mapping.Page(0)
+}
+
+// add maps frames and puts those that could be mapped into the cache.
+func (m *frames[F]) add(fs []F) (*xen.Mapping, error) {
+	mapping, err := m.mapFrames(fs, false)
+	if err != nil {
+		return nil, err
+	}
+	m.mappings = append(m.mappings, mapping)
+	for i, f := range fs {
+		if page, err := mapping.Page(i); err == nil {
+			m.pages[f] = page
+		}
+	}
+	return mapping, nil
+}
+
+func (m *frames[F]) walk(v *view, addr uint64) (x86.Translation[F], error) {
+	return x86.Walk(v.mode, x86.RootOf[F](v.mode, v.cr3(addr)), addr, x86.Tables[F](m))
+}
+
+// read reads up to the first byte that cannot be had, and gives an error only
+// if that is the first one.
+func (m *frames[F]) read(v *view, addr uint64, p []byte) (int, error) {
+	done := 0
+	for done < len(p) {
+		at := addr + uint64(done)
+		if done > 0 && at == 0 {
+			break // past the end of the address space
+		}
+		page, ok := m.tlb[translation{v.cr3(at), v.mode, at / xen.PageSize}]
+		if !ok {
+			var err error
+			if page, err = m.fill(v, at, uint64(len(p)-done)); err != nil {
+				if done > 0 {
+					break
+				}
+				return 0, err
+			}
+		}
+		done += copy(p[done:], page[at%xen.PageSize:])
+	}
+	return done, nil
+}
+
+// fill translates and maps the page at addr, those after it that the next n
+// bytes touch, and, while reads are sequential, more. It gives the first.
+func (m *frames[F]) fill(v *view, addr, n uint64) ([]byte, error) {
+	if len(m.pages) > maxMapped {
+		if err := m.drop(); err != nil {
+			return nil, err
+		}
+	}
+	first := translation{v.cr3(addr), v.mode, addr / xen.PageSize}
+	if first == m.next {
+		m.window = min(max(2*m.window, 16), maxBatch)
+	} else {
+		m.window = 0
+	}
+	last := (addr + n - 1) / xen.PageSize
+	if last < first.page {
+		last = ^uint64(0) / xen.PageSize
+	}
+	count := min(max(int(min(last-first.page, maxBatch))+1, m.window), maxBatch)
+
+	var (
+		keys    []translation
+		targets []F
+		missing []F
+	)
+	for i := range count {
+		at := (first.page + uint64(i)) * xen.PageSize
+		if i > 0 && at < addr {
+			break
+		}
+		tr, err := m.walk(v, at)
+		if err != nil {
+			if i == 0 {
+				return nil, fmt.Errorf("%w: %w", ErrUnmapped, err)
+			}
+			break
+		}
+		keys = append(keys, translation{v.cr3(at), v.mode, at / xen.PageSize})
+		targets = append(targets, tr.Frame)
+		if _, ok := m.pages[tr.Frame]; !ok {
+			missing = append(missing, tr.Frame)
+		}
+	}
+	if len(missing) > 0 {
+		mapping, err := m.add(missing)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := mapping.Page(0); err != nil && missing[0] == targets[0] {
+			return nil, fmt.Errorf("%w: %#x: %w", ErrUnmapped, addr, err)
+		}
+	}
+	for i, f := range targets {
+		if page, ok := m.pages[f]; ok {
+			m.tlb[keys[i]] = page
+		}
+	}
+	m.next = keys[len(keys)-1]
+	m.next.page++
+	return m.pages[targets[0]], nil
+}
+
+// write writes all of p, or nothing: no byte is touched before every frame is
+// mapped for writing.
+func (m *frames[F]) write(v *view, addr uint64, p []byte) (err error) {
+	if len(p) == 0 {
+		return nil
+	}
+	if addr+uint64(len(p))-1 < addr {
+		return fmt.Errorf("write %#x: %w: end of the address space", addr, ErrUnmapped)
+	}
+	var targets []F
+	for at := addr &^ (xen.PageSize - 1); ; at += xen.PageSize {
+		tr, err := m.walk(v, max(at, addr))
+		if err != nil {
+			return fmt.Errorf("write %#x: %w: %w", max(at, addr), ErrUnmapped, err)
+		}
+		targets = append(targets, tr.Frame)
+		if addr+uint64(len(p))-1-at < xen.PageSize {
+			break
+		}
+	}
+	mapping, err := m.mapFrames(targets, true)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, mapping.Close()) }()
+	for i := range targets {
+		if _, err := mapping.Page(i); err != nil {
+			at := max(addr, (addr/xen.PageSize+uint64(i))*xen.PageSize)
+			return fmt.Errorf("write %#x: %w", at, err)
+		}
+	}
+	offset := addr % xen.PageSize
+	for i := range targets {
+		page, _ := mapping.Page(i)
+		p = p[copy(page[offset:], p):]
+		offset = 0
+	}
+	// The bytes may have been page-table entries.
+	clear(m.tlb)
+	return nil
+}

@@ -1,0 +1,229 @@
+// This file reads and writes the registers of vCPUs.
+
+package guest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+
+	"gdbserver-xen/x86"
+	"gdbserver-xen/xen"
+)
+
+// ErrReadOnly says that the hypervisor offers no way to change a register.
+var ErrReadOnly = errors.New("the hypervisor does not let it be changed from outside")
+
+// vcpu is a vCPU with what was read of it since the guest was paused.
+type vcpu struct {
+	fetched bool
+	ctx     xen.VCPUContext
+	ext     xen.ExtState
+	hvm     xen.HVMCPU // of an HVM or PVH guest
+	view    view
+}
+
+// State is how a vCPU stands.
+type State struct {
+	xen.VCPUInfo
+	UserMode bool // it was stopped outside the guest's kernel
+}
+
+// context reads a vCPU's state, once while the guest is paused.
+func (g *Guest) context(n int) (*vcpu, error) {
+	if !g.paused {
+		return nil, ErrNotPaused
+	}
+	if n < 0 || n >= len(g.vcpus) {
+		return nil, fmt.Errorf("vCPU %d: %w", n, xen.ErrNoVCPU)
+	}
+	c := &g.vcpus[n]
+	if c.fetched {
+		return c, nil
+	}
+	if err := g.host.VCPUContext(g.id, n, &c.ctx); err != nil {
+		return nil, err
+	}
+	ext, err := g.host.VCPUExtState(g.id, n)
+	if err != nil {
+		return nil, err
+	}
+	c.ext = ext
+	if g.kind == xen.PV {
+		c.view = pvView(&c.ctx)
+	} else {
+		if c.hvm, err = g.host.HVMCPU(g.id, n); err != nil {
+			return nil, err
+		}
+		c.view = hvmView(&c.ctx, c.hvm)
+	}
+	c.fetched = true
+	return c, nil
+}
+
+// VCPUs gives the numbers of the vCPUs that can be debugged: those that are up
+// or, if none is, those that ever were.
+func (g *Guest) VCPUs() ([]int, error) {
+	var up, known []int
+	for n := range g.vcpus {
+		info, err := g.host.VCPUInfo(g.id, n)
+		switch {
+		case errors.Is(err, xen.ErrNoVCPU):
+			continue
+		case err != nil:
+			return nil, err
+		case info.Online:
+			up = append(up, n)
+		default:
+			known = append(known, n)
+		}
+	}
+	if len(up) > 0 {
+		return up, nil
+	}
+	for _, n := range known {
+		if _, err := g.context(n); err == nil {
+			up = append(up, n)
+		}
+	}
+	return up, nil
+}
+
+// State tells how a vCPU stands.
+func (g *Guest) State(n int) (State, error) {
+	c, err := g.context(n)
+	if err != nil {
+		return State{}, err
+	}
+	info, err := g.host.VCPUInfo(g.id, n)
+	return State{VCPUInfo: info, UserMode: !g.inKernel(c)}, err
+}
+
+// inKernel tells whether a vCPU was stopped in the guest's kernel. A PV kernel
+// runs in ring 3, as its users do, so the hypervisor's flag decides.
+func (g *Guest) inKernel(c *vcpu) bool {
+	if g.kind == xen.PV {
+		return c.ctx.Flags&xen.VGCFInKernel != 0
+	}
+	return c.ctx.CS&3 == 0
+}
+
+// gsBases gives where a vCPU's context holds the active GS base, and the one
+// that SWAPGS would bring in.
+func (g *Guest) gsBases(c *vcpu) (active, other *uint64) {
+	if g.inKernel(c) {
+		return &c.ctx.GSBaseKernel, &c.ctx.GSBaseUser
+	}
+	return &c.ctx.GSBaseUser, &c.ctx.GSBaseKernel
+}
+
+// Registers reads the registers of a vCPU.
+func (g *Guest) Registers(n int) (x86.Registers, error) {
+	c, err := g.context(n)
+	if err != nil {
+		return x86.Registers{}, err
+	}
+	return g.decode(c), nil
+}
+
+// decode takes the registers out of a vCPU's state.
+func (g *Guest) decode(c *vcpu) x86.Registers {
+	ctx := &c.ctx
+	active, other := g.gsBases(c)
+	r := x86.Registers{
+		RAX: ctx.RAX, RBX: ctx.RBX, RCX: ctx.RCX, RDX: ctx.RDX,
+		RSI: ctx.RSI, RDI: ctx.RDI, RBP: ctx.RBP, RSP: ctx.RSP,
+		R8: ctx.R8, R9: ctx.R9, R10: ctx.R10, R11: ctx.R11,
+		R12: ctx.R12, R13: ctx.R13, R14: ctx.R14, R15: ctx.R15,
+		RIP: ctx.RIP, RFLAGS: ctx.RFLAGS,
+		CS: ctx.CS, SS: ctx.SS, DS: ctx.DS, ES: ctx.ES, FS: ctx.FS, GS: ctx.GS,
+		FSBase: ctx.FSBase, GSBase: *active, KernelGSBase: *other,
+		CR0: ctx.ControlRegs[0], CR2: ctx.ControlRegs[2],
+		CR3: ctx.ControlRegs[3], CR4: ctx.ControlRegs[4],
+		FX:    ctx.FPU,
+		Known: x86.KnownKernelGSBase | x86.KnownHighGPRs,
+	}
+	if g.host.Quirks().ContextLosesR8toR15 {
+		r.Known &^= x86.KnownHighGPRs
+	}
+	if fx, ok := x86.FXFromXSave(c.ext.Area()); ok {
+		r.FX = fx
+	}
+	if g.kind != xen.PV {
+		r.EFER = c.hvm.EFER
+		r.Known |= x86.KnownEFER
+	}
+	return r
+}
+
+// encode puts registers into a vCPU's state, as far as setvcpucontext takes
+// them there.
+func (g *Guest) encode(c *vcpu, r *x86.Registers) {
+	ctx := &c.ctx
+	ctx.RAX, ctx.RBX, ctx.RCX, ctx.RDX = r.RAX, r.RBX, r.RCX, r.RDX
+	ctx.RSI, ctx.RDI, ctx.RBP, ctx.RSP = r.RSI, r.RDI, r.RBP, r.RSP
+	ctx.R8, ctx.R9, ctx.R10, ctx.R11 = r.R8, r.R9, r.R10, r.R11
+	ctx.R12, ctx.R13, ctx.R14, ctx.R15 = r.R12, r.R13, r.R14, r.R15
+	ctx.RIP, ctx.RFLAGS = r.RIP, r.RFLAGS
+	if g.kind == xen.PV {
+		ctx.CS, ctx.SS, ctx.DS, ctx.ES, ctx.FS, ctx.GS = r.CS, r.SS, r.DS, r.ES, r.FS, r.GS
+		active, other := g.gsBases(c)
+		ctx.FSBase, *active, *other = r.FSBase, r.GSBase, r.KernelGSBase
+		// A vCPU that came in by SYSCALL would leave by SYSRET and take rip and
+		// rflags from rcx and r11; IRET takes what we say.
+		ctx.EntryVector &^= xen.EntryVectorSyscall
+	}
+	if r.FX != x86.FXSave(ctx.FPU) {
+		ctx.FPU = r.FX
+		ctx.Flags |= xen.VGCFI387Valid
+	}
+	// setvcpucontext resets what lies beyond SSE, so the whole state goes back
+	// after it, with our x87 and SSE part.
+	c.ext.Data = bytes.Clone(c.ext.Data)
+	x86.FXToXSave(c.ext.Area(), &r.FX)
+}
+
+// SetRegisters writes the registers of a vCPU and reads them back: all or,
+// with an error, none. ErrReadOnly names one that is to change and cannot.
+func (g *Guest) SetRegisters(n int, want x86.Registers) error {
+	c, err := g.context(n)
+	if err != nil {
+		return err
+	}
+	if want == g.decode(c) {
+		return nil
+	}
+	if g.host.Quirks().ContextLosesR8toR15 {
+		return fmt.Errorf("vCPU %d: writing a register would zero r8 to r15: %w (fixed in Xen 4.21.2)", n, xen.ErrQuirk)
+	}
+	// What does not come out again as it went in cannot be written.
+	next := *c
+	g.encode(&next, &want)
+	if got := g.decode(&next); got != want {
+		return fmt.Errorf("vCPU %d: %s: %w", n, x86.Difference(&got, &want), ErrReadOnly)
+	}
+
+	before := *c
+	c.fetched = false
+	if err := g.setState(n, &next); err != nil {
+		return errors.Join(err, g.setState(n, &before))
+	}
+	got, err := g.Registers(n)
+	if err != nil {
+		return err
+	}
+	if got != want {
+		c.fetched = false
+		return errors.Join(
+			fmt.Errorf("vCPU %d: %s: the hypervisor did not take the value", n, x86.Difference(&got, &want)),
+			g.setState(n, &before))
+	}
+	return nil
+}
+
+func (g *Guest) setState(n int, c *vcpu) error {
+	if err := g.host.SetVCPUContext(g.id, n, &c.ctx); err != nil {
+		return err
+	}
+	return g.host.SetVCPUExtState(g.id, n, c.ext)
+}

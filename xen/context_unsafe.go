@@ -1,0 +1,10 @@
+// This file gives a VCPUContext as the bytes that the hypervisor sees.
+
+package xen
+
+import "unsafe"
+
+// bytes gives ctx itself, not a copy.
+func (ctx *VCPUContext) bytes() []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(ctx)), contextSize)
+}
