@@ -1,0 +1,64 @@
+package lab
+
+// The table of Xen releases the lab can boot. A new one is a new row.
+
+import (
+	"fmt"
+	"sort"
+	"strings"
+)
+
+// DefaultRelease is the Xen release that an empty Config.Release means.
+const DefaultRelease = "4.17"
+
+// A release says where one Xen comes from: a Debian suite holds a hypervisor,
+// its tools and a kernel that were made for each other.
+type release struct {
+	Xen   string // as in the names of Debian's packages
+	Suite string
+	// Security is the suite of security updates.
+	Security string
+	// Linux is the kernel's version; for people, the packages decide.
+	Linux string
+}
+
+var releases = []release{
+	{Xen: "4.14", Suite: "bullseye", Security: "bullseye-security", Linux: "5.10"},
+	{Xen: "4.17", Suite: "bookworm", Security: "bookworm-security", Linux: "6.1"},
+	{Xen: "4.20", Suite: "trixie", Security: "trixie-security", Linux: "6.12"},
+}
+
+// packages are what apt is asked for; it adds what they depend on.
+func (r release) packages() []string {
+	return []string{
+		"xen-hypervisor-" + r.Xen + "-amd64",
+		"xen-utils-" + r.Xen,
+		"xenstore-utils",
+		"linux-image-amd64",
+		"busybox-static",
+		"kmod",
+		"libgcc-s1",
+	}
+}
+
+// Releases lists the Xen releases that Config.Release accepts.
+func Releases() []string {
+	var names []string
+	for _, r := range releases {
+		names = append(names, r.Xen)
+	}
+	sort.Strings(names)
+	return names
+}
+
+func findRelease(xen string) (release, error) {
+	if xen == "" {
+		xen = DefaultRelease
+	}
+	for _, r := range releases {
+		if r.Xen == xen {
+			return r, nil
+		}
+	}
+	return release{}, fmt.Errorf("xen %q is not in the lab, known are %s", xen, strings.Join(Releases(), ", "))
+}
