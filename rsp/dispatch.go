@@ -253,6 +253,9 @@ func (s *session) cutSuffix(packet []byte) ([]byte, error) {
 	if !ok || len(rest) > 1 || len(rest) == 1 && rest[0] != ';' {
 		return packet, fmt.Errorf("%w: thread suffix", errMalformed)
 	}
+	if s.running {
+		return packet, nil // and it will be refused
+	}
 	var err error
 	s.suffix, err = s.resolve(id)
 	return packet, err

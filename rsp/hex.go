@@ -2,6 +2,8 @@
 
 package rsp
 
+import "encoding/hex"
+
 const hexDigits = "0123456789abcdef"
 
 func hexDigit(c byte) (int, bool) {
@@ -20,12 +22,7 @@ func appendHexByte(dst []byte, b byte) []byte {
 	return append(dst, hexDigits[b>>4], hexDigits[b&15])
 }
 
-func appendHex(dst, data []byte) []byte {
-	for _, b := range data {
-		dst = append(dst, hexDigits[b>>4], hexDigits[b&15])
-	}
-	return dst
-}
+func appendHex(dst, data []byte) []byte { return hex.AppendEncode(dst, data) }
 
 func appendHexString(dst []byte, s string) []byte {
 	for i := range len(s) {

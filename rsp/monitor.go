@@ -23,6 +23,9 @@ func (s *session) runMonitor(a *arguments) error {
 	defer cancel()
 	s.cancelCommand.Store(&cancel)
 	defer s.cancelCommand.Store(nil)
+	if s.interrupted.Load() {
+		cancel()
+	}
 	if err := m.Monitor(ctx, string(line), s.console); err != nil {
 		s.console(err.Error() + "\n")
 	}

@@ -96,6 +96,18 @@ func (r *Registers) SetUint(i int, value uint64) {
 	r.known[i] = true
 }
 
+// CopyFrom gives the registers that are known in src their values there.
+//
+// Preconditions: both are of the same description.
+func (r *Registers) CopyFrom(src *Registers) {
+	for i, known := range src.known {
+		if known {
+			copy(r.field(i), src.field(i))
+			r.known[i] = true
+		}
+	}
+}
+
 // Clear makes all registers unknown.
 func (r *Registers) Clear() {
 	clear(r.values)

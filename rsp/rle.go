@@ -4,6 +4,8 @@
 
 package rsp
 
+import "slices"
+
 // A run is written as its byte, runMark and runBias plus the number of further
 // copies. The shortest run that pays has minRun copies: 4 bytes in 3.
 const (
@@ -40,6 +42,7 @@ func countByte(n int) (byte, int) {
 // bytes take no part in runs: clients differ on whether a run repeats the byte
 // before the mark as it stood on the wire (gdb) or as it was decoded (lldb).
 func appendRuns(dst, payload []byte) []byte {
+	dst = slices.Grow(dst, len(payload))
 	for i := 0; i < len(payload); {
 		c := payload[i]
 		i++
@@ -48,7 +51,10 @@ func appendRuns(dst, payload []byte) []byte {
 			continue
 		}
 		dst = append(dst, c)
-		n := 0
+		if i+minRun > len(payload) || payload[i] != c || payload[i+minRun-1] != c {
+			continue // no run that pays
+		}
+		n := 1
 		for n < maxRun && i+n < len(payload) && payload[i+n] == c {
 			n++
 		}

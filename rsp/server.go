@@ -111,6 +111,7 @@ type session struct {
 	cancelWait    context.CancelFunc
 	stops         chan stop
 	cancelCommand atomic.Pointer[context.CancelFunc] // of the monitor command
+	interrupted   atomic.Bool                        // an interrupt or the end was read, and not yet served
 
 	over bool  // the target was detached, or could not be
 	err  error // why not
@@ -190,6 +191,7 @@ func (s *session) read(done <-chan struct{}) {
 		}
 		kind, buf, err := s.reader.Next(buf)
 		if err != nil || kind == Interrupt {
+			s.interrupted.Store(true)
 			if cancel := s.cancelCommand.Load(); cancel != nil {
 				(*cancel)()
 			}
@@ -243,6 +245,7 @@ func (s *session) serve(e event) {
 			s.send()
 		}
 	case Interrupt:
+		s.interrupted.Store(false)
 		s.log.Debug("interrupt")
 		if err := s.interrupt(); err != nil {
 			s.log.Error("interrupt the target", "err", err)

@@ -315,9 +315,10 @@ func (s *session) interruptPacket(*arguments) error {
 	return s.ok()
 }
 
-// detach handles D and vKill: a debuggee is never killed, only let go.
+// detach handles D and vKill: a debuggee is never killed, only let go. The
+// process is checked if the target stands still, so that it can be asked.
 func (s *session) detach(a *arguments) error {
-	if a.nums > 0 {
+	if a.nums > 0 && !s.running {
 		pid := int(min(a.num[0], 1<<31-1))
 		if _, err := s.resolve(ThreadID{pid, allThreads}); err != nil {
 			return err
