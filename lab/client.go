@@ -16,14 +16,14 @@ import (
 )
 
 type agentClient struct {
-	addr  string
-	token string
+	Addr  string
+	Token string
 }
 
 // dial opens a connection with a request on it. The end of ctx closes it.
 func (a agentClient) dial(ctx context.Context, req wire.Request) (conn net.Conn, release func(), err error) {
 	var d net.Dialer
-	conn, err = d.DialContext(ctx, "tcp", a.addr)
+	conn, err = d.DialContext(ctx, "tcp", a.Addr)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -32,7 +32,7 @@ func (a agentClient) dial(ctx context.Context, req wire.Request) (conn net.Conn,
 		stop()
 		conn.Close()
 	}
-	req.Token = a.token
+	req.Token = a.Token
 	if err := wire.WriteJSON(conn, wire.KindRequest, req); err != nil {
 		release()
 		return nil, nil, contextError(ctx, err)

@@ -1,15 +1,21 @@
 #!/bin/sh
-# The first program of a guest: counts seconds on its console. The word
-# work=busy on the kernel's command line, which the kernel hands to us as a
-# variable, adds one busy loop in user mode per vCPU.
+# The first program of a guest: counts seconds on its console. A word on the
+# kernel's command line, which the kernel hands to us as a variable, adds work:
+#   work=busy    a loop in user mode on every vCPU
+#   work=kernel  one long system call after the other, on one vCPU
 mount -t proc proc /proc
-if [ "$work" = busy ]; then
+case "$work" in
+busy)
 	cpus=$(grep -c ^processor /proc/cpuinfo)
 	while [ "$cpus" -gt 0 ]; do
 		(while :; do :; done) &
 		cpus=$((cpus - 1))
 	done
-fi
+	;;
+kernel)
+	dd if=/dev/zero of=/dev/null bs=16M 2>/dev/null &
+	;;
+esac
 n=0
 while :; do
 	n=$((n + 1))

@@ -153,8 +153,8 @@ func (h *Host) start(ctx context.Context) error {
 	if err := os.Mkdir(h.ShareDir(), 0o700); err != nil {
 		return err
 	}
-	h.agent.token = rand.Text()
-	if err := os.WriteFile(filepath.Join(h.ShareDir(), "token"), []byte(h.agent.token), 0o600); err != nil {
+	h.agent.Token = rand.Text()
+	if err := os.WriteFile(filepath.Join(h.ShareDir(), "token"), []byte(h.agent.Token), 0o600); err != nil {
 		return err
 	}
 	h.cache.progress.phase("booting xen %s with linux %s", h.release.Xen, h.image.kernel)
@@ -166,7 +166,7 @@ func (h *Host) start(ctx context.Context) error {
 		<-h.qemu.done
 		h.console.end()
 	}()
-	if h.agent.addr, err = h.qmp.forwarded(ctx, agentPort); err != nil {
+	if h.agent.Addr, err = h.qmp.forwarded(ctx, agentPort); err != nil {
 		return err
 	}
 	if err := h.waitConsole(ctx, "lab: agent listens", "lab: dom0 failed", "Kernel panic", "Panic on CPU"); err != nil {
@@ -174,6 +174,9 @@ func (h *Host) start(ctx context.Context) error {
 	}
 	if err := h.agent.ping(ctx); err != nil {
 		return fmt.Errorf("ask the agent: %w", err)
+	}
+	if err := h.publish(); err != nil {
+		return err
 	}
 	h.boot = time.Since(begin)
 	h.cache.progress.phase("dom0 answers after %.1f s", h.boot.Seconds())
@@ -312,9 +315,8 @@ func (h *Host) PID() int {
 	return h.qemu.cmd.Process.Pid
 }
 
-// AgentAddr is the loopback address of dom0's agent, and Token what requests
-// to it must carry; for programs that are to reach a host of another process.
-func (h *Host) AgentAddr() (addr, token string) { return h.agent.addr, h.agent.token }
+// Done is closed when the machine has ended, by Close or by itself.
+func (h *Host) Done() <-chan struct{} { return h.qemu.done }
 
 // Report says, for people, how to start the same machine by hand and what was
 // last on all consoles.

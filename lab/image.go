@@ -160,12 +160,14 @@ func (b imageBuilder) guest(c *cpioWriter) error {
 		c.dir(d)
 	}
 	c.charDevice("dev/console", 0o600, 5, 1)
+	c.charDevice("dev/null", 0o666, 1, 3)
+	c.charDevice("dev/zero", 0o666, 1, 5)
 	busybox, err := b.find("usr/bin/busybox")
 	if err != nil {
 		return err
 	}
 	c.copyFile("bin/busybox", busybox)
-	for _, applet := range []string{"sh", "mount", "sleep", "grep"} {
+	for _, applet := range []string{"sh", "mount", "sleep", "grep", "dd"} {
 		c.symlink("bin/"+applet, "busybox")
 	}
 	c.file("init", 0o755, []byte(guestInit))

@@ -45,8 +45,14 @@ func newQMP() (q *qmp, theirs *os.File, err error) {
 func (q *qmp) execute(ctx context.Context, command string, args, result any) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	stop := context.AfterFunc(ctx, func() { q.conn.SetDeadline(time.Now()) })
-	defer stop()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	// Not ctx's deadline: a reply that is half read would spoil the next one,
+	// and QEMU answers at once.
+	if err := q.conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		return fmt.Errorf("qmp: %w", err)
+	}
 	if !q.ready {
 		if _, err := q.lines.ReadBytes('\n'); err != nil { // greeting
 			return fmt.Errorf("qmp: read greeting: %w", err)

@@ -54,16 +54,20 @@ func (c *cache) newRunDir(ctx context.Context) (*runDir, error) {
 func sweep(run string) {
 	dirs, _ := filepath.Glob(filepath.Join(run, "host-*"))
 	for _, dir := range dirs {
-		f, err := os.OpenFile(filepath.Join(dir, ownerLock), os.O_RDWR, 0)
-		if err != nil {
-			os.RemoveAll(dir) // killed before it had a lock
-			continue
-		}
-		if tryLock(f) == nil {
+		if !owned(dir) {
 			os.RemoveAll(dir)
 		}
-		f.Close()
 	}
+}
+
+// owned tells whether a living process has locked a directory.
+func owned(dir string) bool {
+	f, err := os.OpenFile(filepath.Join(dir, ownerLock), os.O_RDWR, 0)
+	if err != nil {
+		return false // killed before it had a lock
+	}
+	defer f.Close()
+	return tryLock(f) != nil
 }
 
 // Close removes the directory.
