@@ -72,7 +72,7 @@ const (
 // registers of Description, whose values depend on the thread: rax is
 // 0x1000000000000001 in thread 1, rbx 0x1000000000000002, rax in thread 2
 // 0x2000000000000001. x87 and SSE registers are unknown in all but the first
-// thread. Byte i of a region is i*7 + i>>8.
+// thread. Byte i of a region is i*7 + i>>8. A step moves rip by one byte.
 func NewTarget(n int) *Target {
 	t := &Target{
 		Memory: []Region{
@@ -324,8 +324,18 @@ func (t *Target) Resume(actions []rsp.Action) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, a := range actions {
-		if a.Kind == rsp.Step && t.NoStep {
+		if a.Kind != rsp.Step {
+			continue
+		}
+		if t.NoStep {
 			t.misuse = append(t.misuse, "step of a target that cannot")
+		}
+		for i, th := range t.threads {
+			if th.ID == a.Thread {
+				rip, _ := t.regs[i].Index("rip")
+				pc, _ := t.regs[i].Uint(rip)
+				t.regs[i].SetUint(rip, pc+1)
+			}
 		}
 	}
 	t.resumed = append(t.resumed, actions)
