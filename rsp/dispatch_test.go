@@ -1,0 +1,67 @@
+package rsp
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// PacketsDoc writes docs/packets.md from the table of packets.
+func PacketsDoc() string {
+	var b strings.Builder
+	b.WriteString(`# Packets
+
+The packets of the GDB Remote Serial Protocol that the server knows, in the
+order in which they are tried. To any other packet it answers with an empty
+reply, which says: not supported.
+
+Written from the table in rsp/dispatch.go by ` + "`go generate ./rsp`" + `; do not edit.
+
+- Arguments in braces are hex numbers, but for ` + "`{thread}`" + ` (a thread id),
+  ` + "`{op}`" + ` (one character), ` + "`{annex}`" + ` and ` + "`{data}`" + ` (text, hex or bytes). What
+  stands in brackets may be missing.
+- *While running*: the packet is served while the target runs. The others get
+  an error then, and the target runs on. The interrupt byte 0x03 stops it.
+- *Stop reply*: a stop reply may be the answer.
+- *Error text*: any gdb takes an error in words (` + "`E.text`" + `) in answer. To the
+  others it is sent only if the client says ` + "`error-message+`" + ` (gdb 16); before
+  that they get ` + "`Enn`" + `: E14 memory is not mapped, E22 malformed packet, E01 all
+  else. An lldb that has sent QEnableErrorStrings gets ` + "`Enn;text`" + ` always.
+
+| packet | while running | stop reply | error text | what it does |
+|---|---|---|---|---|
+`)
+	mark := map[bool]string{true: "yes"}
+	for _, c := range commands {
+		fmt.Fprintf(&b, "| `%s%s` | %s | %s | %s | %s |\n", c.name, c.args, mark[c.running], mark[c.mayStop], mark[c.textErrors], c.doc)
+	}
+	return b.String()
+}
+
+// Each row is found by its own packet, so no row hides another.
+func TestLookup(t *testing.T) {
+	fill := strings.NewReplacer("{thread}", "p1.1", "{op}", "g", "{annex}", "target.xml", "{data}", "00",
+		"{addr}", "1000", "{length}", "4", "{offset}", "0", "{reg}", "0", "{sig}", "05", "{pid}", "1",
+		"[", "", "]", "")
+	var a arguments
+	for i := range commands {
+		c := &commands[i]
+		packet := c.name + fill.Replace(c.args)
+		got, args := lookup([]byte(packet))
+		if got != c {
+			t.Errorf("%s is not found by %s", c.name, packet)
+			continue
+		}
+		if err := c.parse(&a, args); err != nil {
+			t.Errorf("%s: %v", packet, err)
+		}
+		if c.doc == "" || strings.Contains(c.doc, "|") {
+			t.Errorf("%s: doc %q", c.name, c.doc)
+		}
+	}
+	for _, packet := range []string{"", "qCRC:0,4", "qAttachedX", "vContX", "Z0,1000,1", "qXfer:auxv:read::0,4", "gg"} {
+		if c, _ := lookup([]byte(packet)); c != nil {
+			t.Errorf("%s is taken for %s", packet, c.name)
+		}
+	}
+}
