@@ -126,3 +126,10 @@ func findRelease(major, minor int, try func(domctl uint32) error) (release, erro
 	}
 	return release{}, fmt.Errorf("Xen %d.%d: %w", major, minor, ErrVersion)
 }
+
+// KnownReleases gives the oldest and the newest release of Xen whose layouts are
+// known, as "4.14" and "4.22".
+func KnownReleases() (oldest, newest string) {
+	name := func(r release) string { return fmt.Sprintf("%d.%d", r.major, r.minor) }
+	return name(releases[0]), name(releases[len(releases)-1])
+}

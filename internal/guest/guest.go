@@ -107,6 +107,9 @@ func (g *Guest) Kind() xen.Kind { return g.kind }
 // Info gives the domain's state.
 func (g *Guest) Info() (xen.DomainInfo, error) { return g.host.DomainInfo(g.id) }
 
+// Stats counts what has been asked of the hypervisor since it was opened.
+func (g *Guest) Stats() xen.Stats { return g.host.Stats() }
+
 // Pause stops all vCPUs. A guest that is paused stays so.
 func (g *Guest) Pause() error {
 	if g.paused {

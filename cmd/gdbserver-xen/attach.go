@@ -1,0 +1,244 @@
+// This file is the command attach: one domain, one client at a time.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"gdbserver-xen/internal/debugger"
+	"gdbserver-xen/internal/guest"
+	"gdbserver-xen/rsp"
+	"gdbserver-xen/xen"
+)
+
+// defaultListen is where clients connect if nothing else is said.
+const defaultListen = "localhost:1234"
+
+type attachOptions struct {
+	listen string
+	once   bool
+	log    string
+}
+
+func (o *attachOptions) register(flags *pflag.FlagSet) {
+	flags.BoolVar(&o.once, "once", false, "exit when the first client goes away, detached or not")
+	flags.StringVar(&o.log, "log", "", "log to standard error what `LAYERS` do: rsp, debugger or all, with commas between")
+}
+
+func newAttach() *cobra.Command {
+	var opts attachOptions
+	cmd := &cobra.Command{
+		Use:   "attach [--listen COMM] DOMAIN",
+		Short: "attach to a domain and wait for a debugger",
+		Long: `Attach to a domain, given by number or name, pause it, and serve a debugger that
+connects to COMM:
+
+  [HOST]:PORT  TCP; without HOST on the loopback interface, port 0 for any
+  unix:PATH    a Unix socket
+  stdio        standard input and output, for gdb's "target remote | COMMAND"
+
+There is no password: whoever can connect controls the domain. To debug from
+another machine, leave COMM on loopback and use ssh:
+
+  (gdb) target remote | ssh root@HOST gdbserver-xen attach --listen stdio DOMAIN
+
+The domain is unpaused when the debugger detaches or goes away, and on SIGINT,
+SIGTERM and SIGHUP; if it was paused before, it stays paused. After a detach the
+server exits; after a lost connection it waits for another.`,
+		Example: `  gdbserver-xen attach mydomain
+  gdbserver-xen attach --listen :0 3
+  gdbserver-xen attach --listen unix:/run/mydomain.gdb mydomain`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: completeDomain,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return attach(cmd.Context(), cmd, args[0], opts)
+		},
+	}
+	cmd.Flags().StringVar(&opts.listen, "listen", defaultListen, "serve the debugger at `COMM`: [HOST]:PORT, unix:PATH or stdio")
+	opts.register(cmd.Flags())
+	return cmd
+}
+
+// attach serves a domain until a client has detached from it.
+func attach(ctx context.Context, cmd *cobra.Command, domain string, opts attachOptions) error {
+	logs, err := newLogs(cmd.ErrOrStderr(), opts.log)
+	if err != nil {
+		return err
+	}
+	host, err := xen.Open()
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	id, err := findDomain(ctx, host, domain)
+	if err != nil {
+		return err
+	}
+	l, err := listen(ctx, opts.listen)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	s := &server{host: host, id: id, domain: domain, opts: opts, logs: logs, out: cmd.ErrOrStderr(), clients: clients(ctx, l)}
+	g, err := guest.Attach(host, id)
+	if err != nil {
+		return err
+	}
+	s.announce(g, l)
+	return s.serve(ctx, g)
+}
+
+// A server serves one domain.
+type server struct {
+	host    *xen.Host
+	id      xen.DomID
+	domain  string // as the user calls it
+	opts    attachOptions
+	logs    logs
+	out     io.Writer
+	clients <-chan connection
+}
+
+// clients gives the connections that come in, until none can come any more.
+func clients(ctx context.Context, l listener) <-chan connection {
+	ch := make(chan connection)
+	go func() {
+		defer close(ch)
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				if errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF) {
+					return
+				}
+				continue // the client went away before it was accepted
+			}
+			select {
+			case ch <- conn:
+			case <-ctx.Done():
+				conn.Close()
+				return
+			}
+		}
+	}()
+	return ch
+}
+
+// announce says what was attached to and how to reach it.
+func (s *server) announce(g *guest.Guest, l listener) {
+	what := fmt.Sprintf("domain %d", s.id)
+	if s.domain != strconv.Itoa(int(s.id)) {
+		what += fmt.Sprintf(" (%s)", printable(s.domain))
+	}
+	if info, err := g.Info(); err == nil {
+		say(s.out, "attached to %s, paused: %v, %d vCPUs, %d MB, on Xen %v",
+			what, info.Kind, info.OnlineVCPUs, info.TotalPages*xen.PageSize>>20, s.host.Version())
+	}
+	address := l.Address()
+	if address == "" {
+		return
+	}
+	say(s.out, "listening on %s", address)
+	fmt.Fprintf(s.out, "  gdb:   target remote %s\n  lldb:  gdb-remote %s\n", address, lldbAddress(address))
+	if l.Open() {
+		say(s.out, "warning: %s can be reached from other machines, and whoever connects controls the domain", address)
+	}
+}
+
+// lldbAddress gives an address in the form that lldb's gdb-remote takes.
+func lldbAddress(address string) string {
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		return "unix-connect://" + address
+	}
+	return address
+}
+
+// serve serves clients, one after the other, until one has detached, none can
+// come any more, or ctx ends. It gives the domain back.
+func (s *server) serve(ctx context.Context, g *guest.Guest) error {
+	for {
+		conn, ok := s.next(ctx)
+		if !ok {
+			return s.giveBack(g)
+		}
+		if g == nil {
+			var err error
+			if g, err = guest.Attach(s.host, s.id); err != nil {
+				conn.Close()
+				return err
+			}
+		}
+		say(s.out, "%s connected", conn.peer)
+		target := debugger.New(g, s.logs.layer("debugger"))
+		err := s.session(ctx, conn, target)
+		if err == nil {
+			say(s.out, "%s detached, domain %d is as it was", conn.peer, s.id)
+			return nil
+		}
+		if detachErr := target.Detach(); detachErr != nil {
+			return errors.Join(err, detachErr)
+		}
+		g = nil
+		switch {
+		case ctx.Err() != nil:
+			say(s.out, "stopped by a signal, domain %d is as it was", s.id)
+			return nil
+		case !errors.Is(err, rsp.ErrDisconnected):
+			return err
+		}
+		say(s.out, "%s went away without detaching, domain %d is as it was", conn.peer, s.id)
+		if s.opts.once {
+			return nil
+		}
+	}
+}
+
+// giveBack detaches when no client is there.
+func (s *server) giveBack(g *guest.Guest) error {
+	if g == nil {
+		return nil
+	}
+	if err := g.Detach(); err != nil {
+		return err
+	}
+	say(s.out, "no client any more, domain %d is as it was", s.id)
+	return nil
+}
+
+// next waits for a client.
+func (s *server) next(ctx context.Context) (connection, bool) {
+	select {
+	case conn, ok := <-s.clients:
+		return conn, ok
+	case <-ctx.Done():
+		return connection{}, false
+	}
+}
+
+// session serves one client, and turns others away meanwhile.
+func (s *server) session(ctx context.Context, conn connection, target *debugger.Target) error {
+	done := make(chan error, 1)
+	go func() { done <- rsp.Serve(ctx, conn, target, rsp.Config{Log: s.logs.layer("rsp")}) }()
+	others := s.clients
+	for {
+		select {
+		case err := <-done:
+			return err
+		case other, ok := <-others:
+			if !ok {
+				others = nil
+				continue
+			}
+			reason := fmt.Sprintf("domain %d is being debugged by %s", s.id, conn.peer)
+			say(s.out, "%s turned away: %s", other.peer, reason)
+			go rsp.Refuse(ctx, other, reason)
+		}
+	}
+}

@@ -1,0 +1,113 @@
+// This file is the command doctor: what this host has and lacks.
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"gdbserver-xen/xen"
+	"gdbserver-xen/xen/xenstore"
+)
+
+// A finding is what one check has found.
+type finding struct {
+	name   string
+	ok     bool
+	needed bool   // nothing works without it
+	detail string // what is there, or what is missing and what to do
+}
+
+func newDoctor() *cobra.Command {
+	return &cobra.Command{
+		Use:   "doctor",
+		Short: "check what this host has and lacks for debugging guests",
+		Long: `Check what debugging guests needs of this host, a line for each thing: ok, or
+what is missing and what to do. The exit code is 1 if something is missing that
+nothing works without.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			missing := 0
+			for _, f := range examine() {
+				mark := "ok"
+				switch {
+				case !f.ok && f.needed:
+					mark = "MISSING"
+					missing++
+				case !f.ok:
+					mark = "lacks"
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%-8s %-18s %s\n", mark, f.name, f.detail)
+			}
+			if missing > 0 {
+				return fmt.Errorf("this host cannot debug guests yet: %d of the things above must be put right", missing)
+			}
+			return nil
+		},
+	}
+}
+
+// examine makes all checks.
+func examine() []finding {
+	findings := []finding{
+		checkRoot(),
+		checkDevice("/dev/xen/hypercall", false, "Linux 4.18 and later have it; locked memory is used instead"),
+		checkDevice("/dev/xen/evtchn", false, "load it with `modprobe xen-evtchn`"),
+		checkXenstore(),
+	}
+	return append(findings, checkHypervisor()...)
+}
+
+func checkRoot() finding {
+	f := finding{name: "root", ok: unix.Geteuid() == 0, needed: true, detail: "running as root"}
+	if !f.ok {
+		f.detail = "run this as root"
+	}
+	return f
+}
+
+func checkDevice(path string, needed bool, remedy string) finding {
+	f := finding{name: strings.TrimPrefix(path, "/dev/xen/") + " device", needed: needed, detail: path}
+	_, err := os.Stat(path)
+	switch {
+	case err == nil:
+		f.ok = true
+	case errors.Is(err, fs.ErrNotExist):
+		f.detail = fmt.Sprintf("no %s: %s", path, remedy)
+	default:
+		f.detail = err.Error()
+	}
+	return f
+}
+
+func checkXenstore() finding {
+	store, err := xenstore.Open()
+	if err != nil {
+		return finding{name: "xenstore", detail: err.Error() + " (without it, domains go by number only)"}
+	}
+	defer store.Close()
+	return finding{name: "xenstore", ok: true, detail: "domains can be given by name"}
+}
+
+func checkHypervisor() []finding {
+	host, err := xen.Open()
+	if err != nil {
+		return []finding{{name: "hypervisor", needed: true, detail: err.Error()}}
+	}
+	defer host.Close()
+	v := host.Version()
+	findings := []finding{{name: "hypervisor", ok: true, needed: true,
+		detail: fmt.Sprintf("Xen %v, domctl version %#x, sysctl version %#x", v, v.Domctl, v.Sysctl)}}
+	findings = append(findings, finding{name: "guest kinds", ok: true, detail: strings.Join(v.Capabilities, " ")})
+	if host.Quirks().ContextLosesR8toR15 {
+		findings = append(findings, finding{name: "registers",
+			detail: "this Xen loses r8 to r15 of PV guests, which will be read-only: update to 4.21.2 or later"})
+	}
+	return findings
+}

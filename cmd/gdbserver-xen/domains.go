@@ -1,0 +1,85 @@
+// This file finds domains by what people call them.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"gdbserver-xen/xen"
+	"gdbserver-xen/xen/xenstore"
+)
+
+// findDomain gives the id of a domain: a number as it stands, a name as
+// xenstore has it.
+func findDomain(ctx context.Context, host *xen.Host, word string) (xen.DomID, error) {
+	if id, err := strconv.ParseUint(word, 10, 16); err == nil {
+		return xen.DomID(id), nil
+	}
+	domains, err := host.Domains()
+	if err != nil {
+		return 0, err
+	}
+	names, err := domainNames(ctx, domains)
+	if err != nil {
+		return 0, fmt.Errorf("domain %q: names are in xenstore: %w (or give the domain's number)", word, err)
+	}
+	for _, d := range domains {
+		if names[d.ID] == word {
+			return d.ID, nil
+		}
+	}
+	return 0, fmt.Errorf("no domain is called %q: `gdbserver-xen list` shows those there are", word)
+}
+
+// domainNames gives the names of domains. Those without one are left out.
+func domainNames(ctx context.Context, domains []xen.DomainInfo) (map[xen.DomID]string, error) {
+	store, err := xenstore.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer store.Close()
+	names := map[xen.DomID]string{}
+	for _, d := range domains {
+		name, err := store.Read(ctx, fmt.Sprintf("/local/domain/%d/name", d.ID))
+		switch {
+		case errors.Is(err, xenstore.ErrNotExist):
+		case err != nil:
+			return nil, err
+		default:
+			names[d.ID] = name
+		}
+	}
+	return names, nil
+}
+
+// completeDomain offers the names of the domains that can be attached to.
+func completeDomain(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	host, err := xen.Open()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	defer host.Close()
+	domains, err := host.Domains()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	names, err := domainNames(cmd.Context(), domains)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	var words []string
+	for _, d := range domains {
+		if d.ID != 0 && names[d.ID] != "" {
+			words = append(words, names[d.ID])
+		}
+	}
+	return words, cobra.ShellCompDirectiveNoFileComp
+}

@@ -1,0 +1,47 @@
+// This file answers the client's monitor commands.
+
+package debugger
+
+import (
+	"context"
+	"fmt"
+	"strings"
+)
+
+// monitorCommands are the commands, in the order in which help lists them.
+var monitorCommands []monitorCommand
+
+type monitorCommand struct {
+	name, doc string
+	run       func(t *Target, out func(string)) error
+}
+
+func init() {
+	monitorCommands = []monitorCommand{
+		{"help", "list the commands", func(t *Target, out func(string)) error {
+			for _, c := range monitorCommands {
+				out(fmt.Sprintf("%-8s %s\n", c.name, c.doc))
+			}
+			return nil
+		}},
+		{"stats", "count what the server has asked of the hypervisor", func(t *Target, out func(string)) error {
+			s := t.guest.Stats()
+			out(fmt.Sprintf("hypercalls %d\nmappings   %d\nframes     %d\n", s.Hypercalls, s.Mappings, s.Frames))
+			return nil
+		}},
+	}
+}
+
+// Monitor runs a monitor command.
+func (t *Target) Monitor(_ context.Context, line string, out func(string)) error {
+	words := strings.Fields(line)
+	if len(words) == 0 {
+		words = []string{"help"}
+	}
+	for _, c := range monitorCommands {
+		if c.name == words[0] && len(words) == 1 {
+			return c.run(t, out)
+		}
+	}
+	return fmt.Errorf("no monitor command %q: `monitor help` lists them", line)
+}
