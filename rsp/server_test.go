@@ -236,7 +236,7 @@ func TestRunControl(t *testing.T) {
 		{"c", "T05thread:p1.2;"},
 		{"C05", "T05thread:p1.2;"},
 		{"s1234", "T05thread:p1.2;"},
-		{"p10", "3512000000000000"}, // and one step on
+		{"p10", "3512000000000000"},    // and one step on
 		{"vCont;t", "T05thread:p1.2;"}, // nothing runs
 		{"vCont;x", "E.not supported: vCont action x"},
 		{"vCont;", "E.malformed*"},
