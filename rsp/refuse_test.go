@@ -14,12 +14,16 @@ func TestRefuse(t *testing.T) {
 	refused := make(chan error, 1)
 	go func() { refused <- rsp.Refuse(t.Context(), far, "another client is connected") }()
 	c := rsptest.NewClient(near)
-	rsptest.Script{{gdb13, "E.another client is connected"}}.Run(t, c)
+	c.Post(gdb13)
+	want := "+" + string(rsp.AppendPacket(nil, []byte("E.another client is connected")))
+	if got, err := c.Read(len(want)); string(got) != want {
+		t.Errorf("refused with %q, %v", got, err)
+	}
 	if err := <-refused; err != nil {
 		t.Error(err)
 	}
-	if reply, err := c.Receive(); err == nil {
-		t.Errorf("the connection goes on: %q", reply)
+	if more, err := c.Read(1); err == nil {
+		t.Errorf("the connection goes on: %q", more)
 	}
 
 	near, far = rsptest.Pipe(t)
