@@ -126,7 +126,7 @@ func TestAgent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the command's child is gone", func() bool { return !alive(pid) })
+		waitUntil(t, "the command's child is gone", func() bool { return !alive(pid) })
 	})
 	t.Run("files", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "file")
@@ -171,7 +171,7 @@ func alive(pid int) bool {
 	return !strings.HasPrefix(rest, "Z")
 }
 
-func eventually(t *testing.T, what string, is func() bool) {
+func waitUntil(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	for range 100 {
 		if is() {

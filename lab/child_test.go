@@ -57,7 +57,7 @@ func TestChildDiesWithOwner(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd.Wait()
-	eventually(t, "the child died with its owner", func() bool { return !alive(pid) })
+	waitUntil(t, "the child died with its owner", func() bool { return !alive(pid) })
 }
 
 // churnThreads makes threads come and go: only the death of the one that

@@ -19,10 +19,9 @@ func main() {
 	listen := flag.String("listen", "127.0.0.1:0", "`address` to listen on")
 	tokenFile := flag.String("token-file", "", "`file` that holds the token of requests")
 	flag.Parse()
-	if err := serve(*listen, *tokenFile); err != nil {
-		fmt.Fprintln(os.Stderr, "agent:", err)
-		os.Exit(1)
-	}
+	err := serve(*listen, *tokenFile) // ends by an error only
+	fmt.Fprintln(os.Stderr, "agent:", err)
+	os.Exit(1)
 }
 
 func serve(listen, tokenFile string) error {
