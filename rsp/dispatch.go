@@ -28,7 +28,8 @@ type command struct {
 	// handle appends the reply to s.out or returns an error.
 	handle func(s *session, a *arguments) error
 
-	mayStop    bool // a stop reply may answer it
+	mayStop    bool // a stop reply answers it
+	resumes    bool // a stop reply answers it when the target stops
 	running    bool // it is served while the target runs
 	textErrors bool // any gdb takes E.text in answer, not only gdb 16
 
@@ -39,10 +40,10 @@ type command struct {
 // commands is the table. A packet that it does not have gets an empty reply.
 var commands = []command{
 	{name: "?", doc: "why the target stands still", handle: (*session).queryStop, mayStop: true},
-	{name: "c", args: "[{addr}]", doc: "continue, all or the thread of Hc", handle: (*session).resumeAt, mayStop: true, textErrors: true},
-	{name: "C", args: "{sig}[;{addr}]", doc: "continue with a signal", handle: (*session).resumeAt, mayStop: true, textErrors: true},
-	{name: "s", args: "[{addr}]", doc: "step a thread; an error where the target cannot", handle: (*session).resumeAt, mayStop: true, textErrors: true},
-	{name: "S", args: "{sig}[;{addr}]", doc: "step with a signal", handle: (*session).resumeAt, mayStop: true, textErrors: true},
+	{name: "c", args: "[{addr}]", doc: "continue, all or the thread of Hc", handle: (*session).resumeAt, resumes: true, textErrors: true},
+	{name: "C", args: "{sig}[;{addr}]", doc: "continue with a signal", handle: (*session).resumeAt, resumes: true, textErrors: true},
+	{name: "s", args: "[{addr}]", doc: "step a thread; an error where the target cannot", handle: (*session).resumeAt, resumes: true, textErrors: true},
+	{name: "S", args: "{sig}[;{addr}]", doc: "step with a signal", handle: (*session).resumeAt, resumes: true, textErrors: true},
 	{name: "D", args: "[;{pid}]", doc: "detach: the target is given back as it was found", handle: (*session).detach, running: true, textErrors: true},
 	{name: "g", doc: "read all registers; x for digits that cannot be known", handle: (*session).readRegisters, textErrors: true},
 	{name: "G", args: "{data}", doc: "write all registers but those given as x", handle: (*session).writeRegisters, textErrors: true},
@@ -57,7 +58,7 @@ var commands = []command{
 	{name: "X", args: "{addr},{length}:{data}", doc: "write memory, all or nothing, from bytes", handle: (*session).writeBinary, textErrors: true},
 
 	{name: "vCont?", doc: "the actions of vCont: c C t, and s S if the target can step", handle: (*session).queryActions},
-	{name: "vCont", args: ";{data}", doc: "resume; each thread does what the first action for it says", handle: (*session).resumeActions, mayStop: true, textErrors: true},
+	{name: "vCont", args: ";{data}", doc: "resume; each thread does what the first action for it says", handle: (*session).resumeActions, resumes: true, textErrors: true},
 	{name: "vCtrlC", doc: "interrupt, as the byte 0x03 does", handle: (*session).interruptPacket, running: true, textErrors: true},
 	{name: "vKill", args: ";{pid}", doc: "detach: nothing is ever killed", handle: (*session).detach, running: true, textErrors: true},
 	{name: "vMustReplyEmpty", doc: "shows how an unknown packet is answered", handle: (*session).empty},

@@ -22,7 +22,8 @@ Written from the table in rsp/dispatch.go by ` + "`go generate ./rsp`" + `; do n
   stands in brackets may be missing.
 - *While running*: the packet is served while the target runs. The others get
   an error then, and the target runs on. The interrupt byte 0x03 stops it.
-- *Stop reply*: a stop reply may be the answer.
+- *Stop reply*: the answer is a stop reply, at once or when the target stops
+  (later).
 - *Error text*: any gdb takes an error in words (` + "`E.text`" + `) in answer. To the
   others it is sent only if the client says ` + "`error-message+`" + ` (gdb 16); before
   that they get ` + "`Enn`" + `: E14 memory is not mapped, E22 malformed packet, E01 all
@@ -33,7 +34,11 @@ Written from the table in rsp/dispatch.go by ` + "`go generate ./rsp`" + `; do n
 `)
 	mark := map[bool]string{true: "yes"}
 	for _, c := range commands {
-		fmt.Fprintf(&b, "| `%s%s` | %s | %s | %s | %s |\n", c.name, c.args, mark[c.running], mark[c.mayStop], mark[c.textErrors], c.doc)
+		stop := mark[c.mayStop]
+		if c.resumes {
+			stop = "later"
+		}
+		fmt.Fprintf(&b, "| `%s%s` | %s | %s | %s | %s |\n", c.name, c.args, mark[c.running], stop, mark[c.textErrors], c.doc)
 	}
 	return b.String()
 }

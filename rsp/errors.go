@@ -36,7 +36,9 @@ func errorCode(err error) byte {
 }
 
 // replyError makes the reply to a packet an error, in words if the client takes
-// words in answer to that packet.
+// words in answer to that packet. Else the words go to the client's console
+// where the protocol has it, which is before the end of a resumption, and to the
+// log.
 func (s *session) replyError(c *command, err error) {
 	s.out = s.out[:0]
 	switch {
@@ -46,6 +48,9 @@ func (s *session) replyError(c *command, err error) {
 	case s.errorMessages, s.dialect == gdb && c.textErrors:
 		s.out = append(append(s.out, "E."...), errorText(err)...)
 	default:
+		if c.resumes {
+			s.console(errorText(err) + "\n")
+		}
 		s.out = appendHexByte(append(s.out, 'E'), errorCode(err))
 		s.log.LogAttrs(context.Background(), slog.LevelInfo, "request failed",
 			slog.String("packet", c.name), slog.Any("err", err))

@@ -49,9 +49,14 @@ func TestFeatures(t *testing.T) {
 		{gdb13, "PacketSize=20000;QStartNoAckMode+;vContSupported+;qXfer:features:read+;qXfer:threads:read+;multiprocess+;binary-upload+"},
 		{gdb16, "PacketSize=20000;QStartNoAckMode+;vContSupported+;qXfer:features:read+;qXfer:threads:read+;multiprocess+;binary-upload+;error-message+"},
 		{lldb, "PacketSize=20000;QStartNoAckMode+;vContSupported+;qXfer:features:read+;qXfer:threads:read+"},
+		{lldb + ";binary-upload+", "PacketSize=20000;QStartNoAckMode+;vContSupported+;qXfer:features:read+;qXfer:threads:read+;binary-upload+"},
 	} {
 		c := dial(t, rsptest.NewTarget(1), rsp.Config{}, "")
-		rsptest.Script{{tt.hello, tt.want}, {"vMustReplyEmpty", ""}, {"vUnheardOf", ""}, {"qCRC:0,1", ""}, {"", ""}}.Run(t, c)
+		x := "b\x00\x07"
+		if tt.hello == lldb {
+			x = "\x00\x07"
+		}
+		rsptest.Script{{tt.hello, tt.want}, {"x1000,2", x}, {"vMustReplyEmpty", ""}, {"vUnheardOf", ""}, {"qCRC:0,1", ""}, {"", ""}}.Run(t, c)
 	}
 }
 
@@ -264,6 +269,44 @@ func TestNoStep(t *testing.T) {
 	if f.Running() {
 		t.Error("the target runs")
 	}
+	// A client of whom nothing is known gets the words on its console.
+	c = dial(t, f, rsp.Config{}, "")
+	rsptest.Script{{"s", fmt.Sprintf("O%x", "not supported: single-stepping this target\n")}}.Run(t, c)
+	if reply, err := c.Receive(); reply != "E01" {
+		t.Errorf("after the text: %q, %v", reply, err)
+	}
+}
+
+// The target's own failures reach the client, and the session goes on.
+func TestFailures(t *testing.T) {
+	f := rsptest.NewTarget(1)
+	c := dial(t, f, rsp.Config{}, gdb13)
+	failure := errors.New("hypercall failed")
+	for _, tt := range []struct{ method, packet, want string }{
+		{"Threads", "qfThreadInfo", "E.hypercall failed"},
+		{"Threads", "Hg1", "E.hypercall failed"},
+		{"ReadRegisters", "g", "E.hypercall failed"},
+		{"WriteRegisters", "P0=0000000000000000", "E.hypercall failed"},
+		{"WriteRegisters", "c1000", "E.hypercall failed"},
+		{"ReadMemory", "m1000,1", "E01"},
+		{"WriteMemory", "M1000,1:00", "E.hypercall failed"},
+		{"Resume", "vCont;c", "E.hypercall failed"},
+		{"Monitor", "qRcmd,00", "O" + fmt.Sprintf("%x", "hypercall failed\n")},
+		{"", "", "OK"}, // of qRcmd
+	} {
+		if tt.method == "" {
+			if reply, err := c.Receive(); reply != tt.want {
+				t.Errorf("got %q, %v", reply, err)
+			}
+			continue
+		}
+		f.Fail[tt.method] = failure
+		rsptest.Script{{tt.packet, tt.want}}.Run(t, c)
+		delete(f.Fail, tt.method)
+	}
+	rsptest.Script{{"?", "T05*"}, {"m1000,1", "00"}}.Run(t, c)
+	f.Fail["Wait"] = failure
+	rsptest.Script{{"c", "E.wait for a stop: hypercall failed"}}.Run(t, c)
 }
 
 func TestWhileRunning(t *testing.T) {

@@ -259,9 +259,6 @@ func (s *session) resume(actions []Action) error {
 		return nil
 	}
 	if err := s.target.Resume(actions); err != nil {
-		if !s.errorStrings && !s.errorMessages && s.dialect != gdb {
-			s.console(err.Error() + "\n")
-		}
 		return err
 	}
 	ctx, cancel := context.WithCancel(s.ctx)
@@ -287,7 +284,7 @@ func (s *session) stopped(st stop) {
 }
 
 // waitFailed stands for the packet that a failed wait answers.
-var waitFailed = command{name: "vCont", textErrors: true}
+var waitFailed = command{name: "vCont", resumes: true, textErrors: true}
 
 // abandonWait ends a wait. It leaves the target as it is, running or not.
 func (s *session) abandonWait() {
