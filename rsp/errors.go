@@ -67,7 +67,7 @@ func errorText(err error) string {
 		switch {
 		case c == '\n':
 			text[i] = ' '
-		case c < ' ' || c > '~' || mustEscape(c):
+		case c < ' ' || c > '~' || special[c]:
 			text[i] = '?'
 		}
 	}

@@ -226,13 +226,11 @@ func appendChecksum(dst []byte, start int) []byte {
 	return appendHexByte(append(dst, packetEnd), sum)
 }
 
-// mustEscape tells which bytes cannot stand for themselves in a payload.
-func mustEscape(c byte) bool {
-	return c == packetStart || c == packetEnd || c == escape || c == runMark
-}
+// special tells which bytes cannot stand for themselves in a payload.
+var special = [256]bool{packetStart: true, packetEnd: true, escape: true, runMark: true}
 
 func appendEscaped(dst []byte, c byte) []byte {
-	if mustEscape(c) {
+	if special[c] {
 		return append(dst, escape, c^escapeXOR)
 	}
 	return append(dst, c)

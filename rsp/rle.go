@@ -4,8 +4,6 @@
 
 package rsp
 
-import "slices"
-
 // A run is written as its byte, runMark and runBias plus the number of further
 // copies. The shortest run that pays has minRun copies: 4 bytes in 3.
 const (
@@ -42,27 +40,36 @@ func countByte(n int) (byte, int) {
 // bytes take no part in runs: clients differ on whether a run repeats the byte
 // before the mark as it stood on the wire (gdb) or as it was decoded (lldb).
 func appendRuns(dst, payload []byte) []byte {
-	dst = slices.Grow(dst, len(payload))
 	for i := 0; i < len(payload); {
+		start := i
+		for i < len(payload) && !special[payload[i]] && !runAt(payload, i) {
+			i++
+		}
+		dst = append(dst, payload[start:i]...)
+		if i == len(payload) {
+			break
+		}
 		c := payload[i]
 		i++
-		if mustEscape(c) {
+		if special[c] {
 			dst = append(dst, escape, c^escapeXOR)
 			continue
 		}
-		dst = append(dst, c)
-		if i+minRun > len(payload) || payload[i] != c || payload[i+minRun-1] != c {
-			continue // no run that pays
-		}
-		n := 1
+		n := minRun
 		for n < maxRun && i+n < len(payload) && payload[i+n] == c {
 			n++
 		}
-		if n >= minRun {
-			count, n := countByte(n)
-			dst = append(dst, runMark, count)
-			i += n
-		}
+		count, n := countByte(n)
+		dst = append(dst, c, runMark, count)
+		i += n
 	}
 	return dst
+}
+
+// runAt reports whether a run that pays begins at byte i.
+func runAt(p []byte, i int) bool {
+	if i+minRun >= len(p) || p[i] != p[i+1] {
+		return false
+	}
+	return p[i] == p[i+2] && p[i] == p[i+3]
 }
