@@ -16,11 +16,14 @@ type FlagsType struct {
 	Flags []Flag
 }
 
-// A Register is one register of a description.
+// A Register is one register of a description. Its type is one of gdb's
+// predefined types (int64, code_ptr, data_ptr, i387_ext, ...), the ID of a
+// FlagsType, or vec128, gdb's type for SSE registers, which the description then
+// defines. The first register of type code_ptr is taken for the program counter.
 type Register struct {
 	Name  string
 	Bits  int
-	Type  string // GDB's type: int64, code_ptr, data_ptr, i387_ext, vec128, ..., or a FlagsType's ID
+	Type  string
 	Group string // "", "general", "float", "vector", "system"
 }
 

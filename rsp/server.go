@@ -54,6 +54,8 @@ type Config struct {
 // running or not, and the caller has to detach: ErrDisconnected, wrapped, when
 // the client went away; ctx's error; the error of Detach itself. No call of a
 // method of t is under way after Serve has returned.
+//
+// Preconditions: the target is stopped.
 func Serve(ctx context.Context, conn io.ReadWriteCloser, t Target, cfg Config) error {
 	defer conn.Close()
 	s, err := newSession(conn, t, cfg)

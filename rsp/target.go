@@ -64,7 +64,9 @@ type Target interface {
 	// Resume lets the target run; each thread does what the first action that
 	// covers it says. Preconditions: the target is stopped.
 	Resume(actions []Action) error
-	// Wait blocks until the target stops or ctx ends, which leaves it running.
+	// Wait blocks until the target stops or ctx ends, which leaves it running. So
+	// may any other error, which the client is told; then the other methods are
+	// called, and may say ErrRunning.
 	Wait(ctx context.Context) (StopReply, error)
 	// Interrupt asks a running target to stop; Wait then returns.
 	Interrupt() error

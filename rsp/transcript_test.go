@@ -1,6 +1,7 @@
 package rsp_test
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os"
 	"os/exec"
@@ -106,8 +107,14 @@ func TestLLDBClient(t *testing.T) {
 			lldb := find(t, []string{name})
 			f := rsptest.NewTarget(3)
 			f.Stops = []rsp.StopReply{{Signal: 5, Thread: rsp.ThreadID{PID: 1, TID: 3}, Expedite: []int{16, 7, 6}}}
+			// A caller's frame, to be found by rbp: lldb knows the registers by
+			// name, without DWARF numbers in target.xml.
+			stack := f.Memory[1].Data
+			binary.LittleEndian.PutUint64(stack[0xf40:], rsptest.Stack+0xf80)
+			binary.LittleEndian.PutUint64(stack[0xf48:], rsptest.Text+0x200)
+			clear(stack[0xf80:0xf90])
 			addr, served := serveTCP(t, f, nil)
-			out := runClient(t, served, lldb, lldbArgs(addr,
+			out := runClient(t, served, lldb, lldbArgs(addr, "bt",
 				"register read pc sp fp rax rip cr0 eflags", "register read xmm1", "thread list",
 				"memory read -s 1 -f x -c 4 0x1000",
 				"memory write 0x1003 0x5a", "memory read -s 1 -f x -c 4 0x1000",
@@ -116,6 +123,7 @@ func TestLLDBClient(t *testing.T) {
 				"process plugin packet monitor hello",
 				"thread step-inst", "detach")...)
 			checkOutput(t, out, []string{
+				`frame #1: 0xffffffff81000200`,
 				`rip = 0xffffffff81000100`,
 				`cr0 = 0x0*80050033`,
 				`0x00001000: 0x00 0x07 0x0e 0x15`,
