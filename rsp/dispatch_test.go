@@ -24,10 +24,12 @@ Written from the table in rsp/dispatch.go by ` + "`go generate ./rsp`" + `; do n
   an error then, and the target runs on. The interrupt byte 0x03 stops it.
 - *Stop reply*: the answer is a stop reply, at once or when the target stops
   (later).
-- *Error text*: any gdb takes an error in words (` + "`E.text`" + `) in answer. To the
-  others it is sent only if the client says ` + "`error-message+`" + ` (gdb 16); before
-  that they get ` + "`Enn`" + `: E14 memory is not mapped, E22 malformed packet, E01 all
-  else. An lldb that has sent QEnableErrorStrings gets ` + "`Enn;text`" + ` always.
+- *Error text*: a gdb, known by its qSupported, gets errors in words (` + "`E.text`" + `)
+  in answer, whatever its version. To the other packets it does only if it says
+  ` + "`error-message+`" + ` (gdb 16). An lldb that has sent QEnableErrorStrings gets
+  ` + "`Enn;text`" + ` always. Who can take no words gets ` + "`Enn`" + `, and the words on its
+  console if the answer ends a resumption.
+- Error numbers: E14 memory is not mapped, E22 malformed packet, E01 all else.
 
 | packet | while running | stop reply | error text | what it does |
 |---|---|---|---|---|

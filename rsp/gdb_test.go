@@ -59,11 +59,31 @@ func serveTCP(tb testing.TB, t rsp.Target, transcript *rsptest.Transcript) (addr
 // runClient runs a debugger and returns what it prints.
 func runClient(tb testing.TB, served <-chan error, name string, args ...string) string {
 	tb.Helper()
+	return runInterrupted(tb, served, nil, name, args...)
+}
+
+// runInterrupted is runClient, with a signal to the debugger when the target
+// runs.
+func runInterrupted(tb testing.TB, served <-chan error, running func() bool, name string, args ...string) string {
+	tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "HOME="+tb.TempDir())
-	out, err := cmd.CombinedOutput()
+	var output bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &output, &output
+	if err := cmd.Start(); err != nil {
+		tb.Fatal(err)
+	}
+	if running != nil {
+		for !running() && ctx.Err() == nil {
+			time.Sleep(10 * time.Millisecond)
+		}
+		time.Sleep(100 * time.Millisecond) // gdb has yet to wait
+		cmd.Process.Signal(os.Interrupt)
+	}
+	err := cmd.Wait()
+	out := output.Bytes()
 	if err != nil {
 		tb.Fatalf("%s: %v\n%s", cmd, err, out)
 	}
@@ -181,4 +201,23 @@ func TestGDBErrors(t *testing.T) {
 		`rbx +0x1000000000000002`,
 	})
 	checkTarget(t, f)
+}
+
+// Ctrl-C in gdb stops a running target.
+func TestGDBInterrupt(t *testing.T) {
+	f := rsptest.NewTarget(2)
+	addr, served := serveTCP(t, f, nil)
+	out := runInterrupted(t, served, f.Running, "gdb", gdbArgs(addr, "continue", "p/x $rip", "detach")...)
+	checkOutput(t, out, []string{`received signal SIGINT`, `= 0xffffffff81000100`, `detached`})
+	checkTarget(t, f)
+}
+
+// gdb's kill, and its quitting without a word, leave the target alive.
+func TestGDBKill(t *testing.T) {
+	for _, commands := range [][]string{{"kill"}, {"quit"}} {
+		f := rsptest.NewTarget(1)
+		addr, served := serveTCP(t, f, nil)
+		runClient(t, served, "gdb", gdbArgs(addr, commands...)...)
+		checkTarget(t, f)
+	}
 }
