@@ -1,4 +1,5 @@
-// This file describes a target's registers and holds their values.
+// This file describes a target's registers. Their values are in registers.go,
+// target.xml in targetxml.go.
 
 package rsp
 

@@ -84,7 +84,8 @@ const (
 	Halt     ActionKind = 't'
 )
 
-// An Action applies to one thread or, with TID -1, to all.
+// An Action applies to one thread or, with TID -1, to all of the process, or of
+// every process if PID is -1 too. A single thread is one that Threads has listed.
 type Action struct {
 	Kind   ActionKind
 	Thread ThreadID

@@ -9,11 +9,8 @@ import (
 	"strconv"
 )
 
-// Special numbers in a thread id.
-const (
-	anyThread  = 0
-	allThreads = -1
-)
+// allThreads in a thread id stands for all of them; 0 stands for any.
+const allThreads = -1
 
 // parseThreadID reads a thread id from the start of p: pPID.TID, pPID for all
 // threads of a process, or TID alone. A TID alone leaves the process open.
