@@ -1,7 +1,6 @@
 #!/bin/sh
 # The first program of dom0: brings up what xl and the agent need, says so on
-# the console, and then is the agent's parent. The word share=... comes from
-# the kernel's command line.
+# the console, and then is the agent's parent.
 export PATH=/usr/lib/xen/bin:/usr/sbin:/usr/bin HOME=/root TERM=linux
 fail() {
 	echo "lab: dom0 failed: $*"
@@ -17,6 +16,7 @@ mkdir -p /run/lock /run/xen /run/xenstored
 modprobe -a xen-privcmd xen-evtchn xenfs xen-gntdev xen-gntalloc virtio_pci virtio_net 9pnet_virtio 9p || fail "load modules"
 mount -t xenfs xenfs /proc/xen || fail "mount xenfs"
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=none share /share || fail "mount share"
+mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=262144,cache=loose image /image || fail "mount image"
 mkdir -p /share/console
 ip link set lo up
 ip addr add 10.0.2.15/24 dev eth0 && ip link set eth0 up || fail "set up network"

@@ -158,8 +158,8 @@ func (c GuestConfig) xl() (string, error) {
 	}
 	return fmt.Sprintf(`name = "%s"
 type = "%s"
-kernel = "/guest/vmlinux"
-ramdisk = "/guest/initrd"
+kernel = "/image/vmlinux"
+ramdisk = "/image/guest.cpio"
 extra = "%s"
 memory = %d
 vcpus = %d

@@ -119,7 +119,7 @@ func prepare(ctx context.Context, cfg Config) (*Host, error) {
 	}
 	h := &Host{
 		cfg: cfg, release: r, image: img, cache: c,
-		machine:  machine{xen: img.xen(), kernel: img.vmlinux(), initrd: initrd, cfg: cfg},
+		machine:  machine{image: img, initrd: initrd, cfg: cfg},
 		log:      &syncWriter{w: cfg.Log},
 		forwards: map[int]string{},
 		guests:   map[string]*Guest{},

@@ -41,11 +41,13 @@ var dom0Modules = []string{
 
 // Programs of dom0 besides Xen's and busybox's.
 var dom0Programs = []string{
-	"usr/sbin/xl", "usr/bin/kmod", "usr/bin/busybox", "usr/bin/xenstore", "usr/bin/xenstore-*",
+	"usr/sbin/xl", "usr/bin/kmod", "usr/bin/busybox", "usr/bin/xenstore", "usr/bin/xenstore-*", "usr/bin/strace",
 	"usr/lib/xen-*/bin/*", "usr/lib/xen-*/boot/*",
 }
 
-// An image is a cache entry that a host boots from.
+// An image is a cache entry that a host boots from. Dom0 sees the directory as
+// /image: the guests' files are read from there, not carried in its initramfs,
+// which an emulated CPU takes long to unpack.
 type image struct {
 	dir      string
 	manifest manifest
@@ -119,19 +121,13 @@ func (b imageBuilder) build(ctx context.Context) error {
 	if err := gunzip(filepath.Join(b.root, "boot/xen-"+b.release.Xen+"-amd64.gz"), filepath.Join(b.dir, "xen")); err != nil {
 		return err
 	}
-	vmlinux := filepath.Join(b.dir, "vmlinux")
-	if err := extractKernel(ctx, filepath.Join(b.root, "boot/vmlinuz-"+b.kernel), vmlinux); err != nil {
+	if err := extractKernel(ctx, filepath.Join(b.root, "boot/vmlinuz-"+b.kernel), filepath.Join(b.dir, "vmlinux")); err != nil {
 		return err
 	}
-	guest := filepath.Join(b.dir, "guest.cpio")
-	if err := writeCpio(guest, b.guest); err != nil {
+	if err := writeCpio(filepath.Join(b.dir, "guest.cpio"), b.guest); err != nil {
 		return err
 	}
-	return writeCpio(filepath.Join(b.dir, "dom0.cpio"), func(c *cpioWriter) error {
-		c.copyFile("guest/vmlinux", vmlinux)
-		c.copyFile("guest/initrd", guest)
-		return b.dom0(ctx, c)
-	})
+	return writeCpio(filepath.Join(b.dir, "dom0.cpio"), func(c *cpioWriter) error { return b.dom0(ctx, c) })
 }
 
 func writeCpio(path string, fill func(*cpioWriter) error) error {
@@ -177,7 +173,7 @@ func (b imageBuilder) guest(c *cpioWriter) error {
 // dom0 fills the initramfs of dom0, but for the agent.
 func (b imageBuilder) dom0(ctx context.Context, c *cpioWriter) error {
 	for _, d := range []string{"usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "proc", "sys", "dev", "run",
-		"tmp", "root", "share", "etc/xen", "var/lib/xen", "var/lib/xenstored", "var/log/xen", "mnt"} {
+		"tmp", "root", "share", "image", "etc/xen", "var/lib/xen", "var/lib/xenstored", "var/log/xen", "mnt"} {
 		c.dir(d)
 	}
 	for _, d := range []string{"bin", "sbin", "lib", "lib64"} {

@@ -56,7 +56,7 @@ func TestGuestConfig(t *testing.T) {
 }
 
 func TestReproductionStandsAlone(t *testing.T) {
-	m := machine{xen: "/x/xen", kernel: "/x/vmlinux", initrd: "/x/initrd", share: "/private", cfg: Config{}.withDefaults()}
+	m := machine{image: image{dir: "/x"}, initrd: "/x/initrd", share: "/private", cfg: Config{}.withDefaults()}
 	line := m.commandLine()
 	for _, bad := range []string{"/private", "fd=3"} {
 		if strings.Contains(line, bad) {

@@ -16,9 +16,10 @@ const agentPort = 7070
 
 // A machine is what QEMU is to run.
 type machine struct {
-	xen, kernel, initrd string
-	cfg                 Config
-	share               string // directory that dom0 mounts
+	image  image
+	initrd string
+	cfg    Config
+	share  string // directory that dom0 mounts
 }
 
 // qemuArgs is the command line. A reproduction, for people, differs in its
@@ -29,13 +30,14 @@ func (m machine) qemuArgs(reproduce bool) []string {
 		"-M", "q35", "-cpu", m.cfg.CPU,
 		"-m", fmt.Sprint(m.cfg.MemoryMB), "-smp", fmt.Sprint(m.cfg.CPUs),
 		"-nodefaults", "-no-user-config", "-nographic", "-no-reboot",
-		"-kernel", m.xen,
+		"-kernel", m.image.xen(),
 		"-append", strings.TrimSpace(fmt.Sprintf("console=com1 com1=115200,8n1 dom0_mem=%dM,max:%[1]dM dom0_max_vcpus=1 sched=credit noreboot %s",
 			m.cfg.Dom0MemoryMB, m.cfg.XenArgs)),
-		"-initrd", m.kernel + " console=hvc0 rdinit=/init " + m.cfg.Dom0Args + "," + m.initrd,
+		"-initrd", m.image.vmlinux() + " console=hvc0 rdinit=/init " + m.cfg.Dom0Args + "," + m.initrd,
 		"-netdev", fmt.Sprintf("user,id=n0,restrict=on,hostfwd=tcp:127.0.0.1:0-:%d", agentPort),
 		"-device", "virtio-net-pci,netdev=n0,romfile=",
 		"-virtfs", "local,path=" + m.share + ",mount_tag=share,security_model=none",
+		"-virtfs", "local,path=" + m.image.dir + ",mount_tag=image,security_model=none,readonly=on",
 		"-serial", "stdio",
 	}
 	if reproduce {

@@ -38,6 +38,7 @@ func (r release) packages() []string {
 		"busybox-static",
 		"kmod",
 		"libgcc-s1",
+		"strace",
 	}
 }
 
