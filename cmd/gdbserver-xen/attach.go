@@ -29,8 +29,8 @@ type attachOptions struct {
 }
 
 func (o *attachOptions) register(flags *pflag.FlagSet) {
-	flags.BoolVar(&o.once, "once", false, "exit when the first client goes away, detached or not")
-	flags.StringVar(&o.log, "log", "", "log to standard error what `LAYERS` do: rsp, debugger or all, with commas between")
+	flags.BoolVar(&o.once, "once", false, "exit when the first debugger goes away, detached or not")
+	flags.StringVar(&o.log, "log", "", "log what `LAYERS` do: debugger, rsp or all, with commas between")
 }
 
 func newAttach() *cobra.Command {
@@ -56,13 +56,23 @@ server exits; after a lost connection it waits for another.`,
 		Example: `  gdbserver-xen attach mydomain
   gdbserver-xen attach --listen :0 3
   gdbserver-xen attach --listen unix:/run/mydomain.gdb mydomain`,
-		Args:              cobra.ExactArgs(1),
+		DisableFlagsInUseLine: true,
+		Args: func(_ *cobra.Command, args []string) error {
+			switch len(args) {
+			case 0:
+				return usagef("no domain to attach to: `gdbserver-xen list` shows those there are")
+			case 1:
+				return nil
+			default:
+				return usagef("one domain at a time: gdbserver-xen attach [--listen COMM] DOMAIN")
+			}
+		},
 		ValidArgsFunction: completeDomain,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return attach(cmd.Context(), cmd, args[0], opts)
 		},
 	}
-	cmd.Flags().StringVar(&opts.listen, "listen", defaultListen, "serve the debugger at `COMM`: [HOST]:PORT, unix:PATH or stdio")
+	cmd.Flags().StringVar(&opts.listen, "listen", defaultListen, "wait for the debugger at `COMM`")
 	opts.register(cmd.Flags())
 	return cmd
 }
@@ -73,7 +83,12 @@ func attach(ctx context.Context, cmd *cobra.Command, domain string, opts attachO
 	if err != nil {
 		return err
 	}
-	host, err := xen.Open()
+	l, err := listen(ctx, opts.listen)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	host, err := openHost()
 	if err != nil {
 		return err
 	}
@@ -82,11 +97,6 @@ func attach(ctx context.Context, cmd *cobra.Command, domain string, opts attachO
 	if err != nil {
 		return err
 	}
-	l, err := listen(ctx, opts.listen)
-	if err != nil {
-		return err
-	}
-	defer l.Close()
 	s := &server{host: host, id: id, domain: domain, opts: opts, logs: logs, out: cmd.ErrOrStderr(), clients: clients(ctx, l)}
 	g, err := guest.Attach(host, id)
 	if err != nil {

@@ -10,9 +10,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
-	"gdbserver-xen/xen"
 	"gdbserver-xen/xen/xenstore"
 )
 
@@ -31,7 +29,8 @@ func newDoctor() *cobra.Command {
 		Long: `Check what debugging guests needs of this host, a line for each thing: ok, or
 what is missing and what to do. The exit code is 1 if something is missing that
 nothing works without.`,
-		Args: cobra.NoArgs,
+		DisableFlagsInUseLine: true,
+		Args:                  noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			missing := 0
 			for _, f := range examine() {
@@ -65,7 +64,7 @@ func examine() []finding {
 }
 
 func checkRoot() finding {
-	f := finding{name: "root", ok: unix.Geteuid() == 0, needed: true, detail: "running as root"}
+	f := finding{name: "root", ok: os.Geteuid() == 0, needed: true, detail: "running as root"}
 	if !f.ok {
 		f.detail = "run this as root"
 	}
@@ -96,7 +95,7 @@ func checkXenstore() finding {
 }
 
 func checkHypervisor() []finding {
-	host, err := xen.Open()
+	host, err := openHost()
 	if err != nil {
 		return []finding{{name: "hypervisor", needed: true, detail: err.Error()}}
 	}

@@ -62,7 +62,7 @@ func completeDomain(cmd *cobra.Command, args []string, _ string) ([]string, cobr
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	host, err := xen.Open()
+	host, err := openHost()
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}

@@ -18,9 +18,10 @@ func newList() *cobra.Command {
 		Short: "list the domains of this host",
 		Long: `List the domains of this host: number, name, kind (PV, PVH or HVM), vCPUs that
 are up, memory in MB, and state.`,
-		Args: cobra.NoArgs,
+		DisableFlagsInUseLine: true,
+		Args:                  noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			host, err := xen.Open()
+			host, err := openHost()
 			if err != nil {
 				return err
 			}

@@ -10,9 +10,9 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"strconv"
 	"strings"
-
-	"golang.org/x/sys/unix"
+	"syscall"
 )
 
 // A connection is a client, or all that came of waiting for one.
@@ -44,14 +44,21 @@ func listen(ctx context.Context, comm string) (listener, error) {
 	}
 	host, port, err := net.SplitHostPort(comm)
 	if err != nil {
-		return nil, usagef("cannot listen on %q: it is none of [HOST]:PORT, unix:PATH and stdio", comm)
+		hint := "it is none of [HOST]:PORT, unix:PATH and stdio"
+		if _, err := strconv.ParseUint(comm, 10, 16); err == nil {
+			hint = "is it :" + comm + "?"
+		}
+		return nil, usagef("cannot listen on %q: %s", comm, hint)
 	}
 	if host == "" {
 		host = "localhost"
 	}
+	if _, err := new(net.Resolver).LookupPort(ctx, "tcp", port); err != nil {
+		return nil, usagef("cannot listen on %q: no port %q", comm, port)
+	}
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(host, port))
 	if err != nil {
-		if errors.Is(err, unix.EADDRINUSE) {
+		if errors.Is(err, syscall.EADDRINUSE) {
 			err = fmt.Errorf("%w: choose another port, or 0 for any that is free", err)
 		}
 		return nil, err
@@ -72,9 +79,9 @@ func listenUnix(ctx context.Context, path string) (listener, error) {
 		}
 	}
 	// Only the owner may connect, from the first moment on.
-	old := unix.Umask(0o177)
+	old := syscall.Umask(0o177)
 	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
-	unix.Umask(old)
+	syscall.Umask(old)
 	if err != nil {
 		return nil, err
 	}

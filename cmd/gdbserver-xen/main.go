@@ -12,19 +12,26 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
+	"github.com/spf13/pflag"
+
+	"gdbserver-xen/xen"
 )
 
 func main() { os.Exit(run()) }
 
+// openHost connects to the hypervisor. Tests put another one in its place.
+var openHost = xen.Open
+
 // run is main, with the exit code as its result.
 func run() int {
 	// A reader that goes away must not end us before the guest runs again.
-	signal.Ignore(unix.SIGPIPE)
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	signal.Ignore(syscall.SIGPIPE)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 
 	root := newRoot()
@@ -54,11 +61,12 @@ func say(w io.Writer, format string, args ...any) {
 // classic form: gdbserver-xen COMM --attach DOMAIN.
 func newRoot() *cobra.Command {
 	var (
-		domain string
-		opts   attachOptions
+		domain      string
+		opts        attachOptions
+		showVersion bool
 	)
 	root := &cobra.Command{
-		Use:   "gdbserver-xen",
+		Use:   "gdbserver-xen COMM --attach DOMAIN",
 		Short: "let GDB and LLDB debug Xen guests",
 		Long: `gdbserver-xen runs in dom0, attaches to a running domain and lets an
 unmodified GDB or LLDB, on this machine or another, read its registers and
@@ -66,19 +74,36 @@ memory and take backtraces of its vCPUs. When the debugger detaches, the domain
 runs on as if nothing had been there.
 
 Start with: gdbserver-xen attach DOMAIN`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if domain == "" && len(args) > 0 {
-				return usagef("unknown command %q: `gdbserver-xen --help` lists the commands", args[0])
+		Args: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case domain != "" && len(args) != 1:
+				return usagef("--attach takes one place to listen on: gdbserver-xen COMM --attach DOMAIN")
+			case domain != "" || len(args) == 0:
+				return nil
+			case isComm(args[0]):
+				return usagef("no domain to attach to: gdbserver-xen %s --attach DOMAIN", args[0])
 			}
-			if domain != "" && len(args) != 1 {
-				return usagef("--attach takes one address to listen on: gdbserver-xen COMM --attach DOMAIN")
+			hint := "`gdbserver-xen --help` lists the commands"
+			if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
+				hint = "is it " + strings.Join(like, " or ") + "?"
 			}
-			return nil
+			return usagef("unknown command %q: %s", args[0], hint)
 		},
-		SilenceUsage:  true,
-		SilenceErrors: true,
+		DisableFlagsInUseLine:      true,
+		SilenceUsage:               true,
+		SilenceErrors:              true,
+		SuggestionsMinimumDistance: 2,
+		CompletionOptions:          cobra.CompletionOptions{DisableDefaultCmd: true},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if showVersion {
+				return printVersion(cmd)
+			}
 			if domain == "" {
+				for _, name := range []string{"once", "log"} {
+					if cmd.Flags().Changed(name) {
+						return usagef("no domain to attach to: gdbserver-xen attach --%s ... DOMAIN", name)
+					}
+				}
 				return cmd.Help()
 			}
 			opts.listen = args[0]
@@ -89,21 +114,110 @@ Start with: gdbserver-xen attach DOMAIN`,
 			return attach(cmd.Context(), cmd, domain, opts)
 		},
 	}
-	root.Flags().StringVar(&domain, "attach", "", "attach to `DOMAIN`, listening on COMM: the classic form, gdbserver-xen COMM --attach DOMAIN")
+	root.Flags().StringVar(&domain, "attach", "", "attach to `DOMAIN` and listen on COMM")
 	opts.register(root.Flags())
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newAttach(), newList(), newDoctor(), newVersion())
-	for _, cmd := range root.Commands() {
-		if args := cmd.Args; args != nil {
-			cmd.Args = func(cmd *cobra.Command, words []string) error {
-				if err := args(cmd, words); err != nil {
-					return usagef("%w: usage: %s", err, cmd.UseLine())
-				}
-				return nil
-			}
+	root.Flags().BoolVar(&showVersion, "version", false, "print the version")
+	root.PersistentFlags().BoolP("help", "h", false, "show this help")
+	root.SetUsageFunc(usage)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usagef("%w: `%s --help` lists the flags", err, cmd.CommandPath())
+	})
+	root.AddCommand(newAttach(), newList(), newDoctor(), newVersion(), newCompletion())
+	root.SetHelpCommand(newHelp())
+	return root
+}
+
+// usage prints how a command is called, in place of cobra's own words. It uses
+// no template, for text/template makes the binary 1.6 MB larger.
+func usage(cmd *cobra.Command) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "usage:\n  %s\n", cmd.UseLine())
+	if cmd.HasAvailableSubCommands() {
+		fmt.Fprintf(&b, "  %s COMMAND\n\ncommands:\n", cmd.CommandPath())
+		for _, c := range cmd.Commands() {
+			fmt.Fprintf(&b, "  %-*s %s\n", cmd.NamePadding(), c.Name(), c.Short)
 		}
 	}
-	return root
+	if cmd.HasExample() {
+		fmt.Fprintf(&b, "\nexamples:\n%s\n", cmd.Example)
+	}
+	fmt.Fprintf(&b, "\nflags:\n%s", allFlags(cmd).FlagUsages())
+	if cmd.HasAvailableSubCommands() {
+		fmt.Fprintf(&b, "\n\"%s COMMAND --help\" tells more about a command.\n", cmd.CommandPath())
+	}
+	_, err := io.WriteString(cmd.OutOrStdout(), b.String())
+	return err
+}
+
+// allFlags gives the flags that a command has, those of its parents included.
+func allFlags(cmd *cobra.Command) *pflag.FlagSet {
+	flags := pflag.NewFlagSet(cmd.Name(), pflag.ContinueOnError)
+	flags.AddFlagSet(cmd.LocalFlags())
+	flags.AddFlagSet(cmd.InheritedFlags())
+	return flags
+}
+
+// noArguments is for commands that take none.
+func noArguments(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usagef("%q is too much: `%s` takes no arguments", args[0], cmd.CommandPath())
+	}
+	return nil
+}
+
+func newHelp() *cobra.Command {
+	return &cobra.Command{
+		Use:                   "help [COMMAND]",
+		Short:                 "show the help of a command",
+		DisableFlagsInUseLine: true,
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			var names []string
+			if len(args) == 0 {
+				for _, c := range cmd.Root().Commands() {
+					names = append(names, c.Name())
+				}
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return usagef("no help on %q: `gdbserver-xen --help` lists the commands", strings.Join(args, " "))
+			}
+			return c.Help()
+		},
+	}
+}
+
+func newCompletion() *cobra.Command {
+	shells := []string{"bash", "fish", "zsh"}
+	return &cobra.Command{
+		Use:   "completion bash|fish|zsh",
+		Short: "print what makes a shell complete commands, flags and domains",
+		Long: `Print a script that makes a shell complete this program's commands, flags and
+the names of domains.`,
+		Example: `  . <(gdbserver-xen completion bash)
+  gdbserver-xen completion bash >/etc/bash_completion.d/gdbserver-xen`,
+		DisableFlagsInUseLine: true,
+		ValidArgs:             shells,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 || !slices.Contains(shells, args[0]) {
+				return usagef("which shell? gdbserver-xen completion bash|fish|zsh")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			out := cmd.OutOrStdout()
+			switch args[0] {
+			case "bash":
+				return cmd.Root().GenBashCompletionV2(out, true)
+			case "fish":
+				return cmd.Root().GenFishCompletion(out, true)
+			default:
+				return cmd.Root().GenZshCompletion(out)
+			}
+		},
+	}
 }
 
 // isComm tells whether a word names a place to listen on, rather than a domain.

@@ -14,20 +14,31 @@ import (
 
 func newVersion() *cobra.Command {
 	return &cobra.Command{
-		Use:   "version",
-		Short: "print the version of this program and the Xen releases it knows",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			oldest, newest := xen.KnownReleases()
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "gdbserver-xen %s (%s, %s/%s)\nknows Xen %s to %s\n",
-				version(), runtime.Version(), runtime.GOOS, runtime.GOARCH, oldest, newest)
-			return err
-		},
+		Use:                   "version",
+		Short:                 "print the version, and the Xen releases that are known",
+		DisableFlagsInUseLine: true,
+		Args:                  noArguments,
+		RunE:                  func(cmd *cobra.Command, _ []string) error { return printVersion(cmd) },
 	}
 }
 
-// version gives the module's version, or the commit that it was built from.
+func printVersion(cmd *cobra.Command) error {
+	oldest, newest := xen.KnownReleases()
+	_, err := fmt.Fprintf(cmd.OutOrStdout(), "gdbserver-xen %s (%s, %s/%s)\nknows Xen %s to %s\n",
+		version(), runtime.Version(), runtime.GOOS, runtime.GOARCH, oldest, newest)
+	return err
+}
+
+// stamp is the version that the build gives: make build sets it with the
+// linker's -X.
+var stamp string
+
+// version gives the build's stamp, the module's version, or the commit that it
+// was built from, whichever is there.
 func version() string {
+	if stamp != "" {
+		return stamp
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "unknown"
