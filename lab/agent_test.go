@@ -68,7 +68,7 @@ func TestAgent(t *testing.T) {
 			"no-such-program 2>&-":      {"", "", 127},
 			"sleep 60 & printf started": {"started", "", 0},
 		} {
-			p, err := a.run(t.Context(), wire.Request{Command: command}, nil)
+			p, err := a.run(t.Context(), wire.Request{Command: command}, nil, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -79,7 +79,7 @@ func TestAgent(t *testing.T) {
 		}
 	})
 	t.Run("large output", func(t *testing.T) {
-		p, err := a.run(t.Context(), wire.Request{Command: "head -c 5000000 /dev/zero"}, nil)
+		p, err := a.run(t.Context(), wire.Request{Command: "head -c 5000000 /dev/zero"}, nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -90,7 +90,7 @@ func TestAgent(t *testing.T) {
 	t.Run("signal and input", func(t *testing.T) {
 		p, err := a.run(t.Context(), wire.Request{
 			Command: `trap 'echo got it; exit 4' USR1; read line; echo "read $line"; while :; do sleep 0.05; done`,
-		}, nil)
+		}, nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -114,7 +114,7 @@ func TestAgent(t *testing.T) {
 	t.Run("timeout kills the group", func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()
-		p, err := a.run(ctx, wire.Request{Command: "sleep 300 & echo $!; wait"}, nil)
+		p, err := a.run(ctx, wire.Request{Command: "sleep 300 & echo $!; wait"}, nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -150,8 +150,11 @@ func TestAgent(t *testing.T) {
 	})
 	t.Run("terminal", func(t *testing.T) {
 		var out bytes.Buffer
-		p, err := a.run(t.Context(), wire.Request{Command: "tty; stty size; exit 3", Terminal: true, Rows: 30, Cols: 99}, &out)
+		p, err := a.run(t.Context(), wire.Request{Command: "tty; stty size; cat; exit 3", Terminal: true, Rows: 30, Cols: 99}, &out, nil)
 		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.CloseInput(); err != nil { // ends cat
 			t.Fatal(err)
 		}
 		res, err := p.Wait()

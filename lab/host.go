@@ -266,7 +266,7 @@ func (h *Host) Output(ctx context.Context, command string) (string, error) {
 // Command starts a command in dom0 by sh -c. The end of ctx kills it and all
 // it started.
 func (h *Host) Command(ctx context.Context, command string) (*Process, error) {
-	p, err := h.agent.run(ctx, wire.Request{Command: command}, nil)
+	p, err := h.agent.run(ctx, wire.Request{Command: command}, nil, nil)
 	if err != nil {
 		return nil, fmt.Errorf("run %q in dom0: %w", command, err)
 	}

@@ -37,20 +37,20 @@ type Process struct {
 	err            error
 }
 
-// run starts a command. Output goes into the process's buffers, or to out if
-// that is not nil.
-func (a agentClient) run(ctx context.Context, req wire.Request, out io.Writer) (*Process, error) {
+// run starts a command. Output goes into the process's buffers, or to out and
+// errOut if they are not nil.
+func (a agentClient) run(ctx context.Context, req wire.Request, out, errOut io.Writer) (*Process, error) {
 	req.Op = wire.Run
 	conn, release, err := a.dial(ctx, req)
 	if err != nil {
 		return nil, err
 	}
 	p := &Process{conn: conn, release: release, ctx: ctx, done: make(chan struct{}), changed: make(chan struct{})}
-	go p.receive(out)
+	go p.receive(out, errOut)
 	return p, nil
 }
 
-func (p *Process) receive(out io.Writer) {
+func (p *Process) receive(out, errOut io.Writer) {
 	defer close(p.done)
 	defer p.release()
 	for {
@@ -62,10 +62,12 @@ func (p *Process) receive(out io.Writer) {
 		case kind == wire.KindExit:
 			p.end(decodeExit(payload))
 			return
-		case out != nil:
+		case kind == wire.KindStdout && out != nil:
 			_, _ = out.Write(payload)
 		case kind == wire.KindStdout:
 			p.add(&p.stdout, payload)
+		case kind == wire.KindStderr && errOut != nil:
+			_, _ = errOut.Write(payload)
 		case kind == wire.KindStderr:
 			p.add(&p.stderr, payload)
 		}

@@ -63,14 +63,20 @@ func Running() ([]Remote, error) {
 	return hosts, nil
 }
 
-// Shell runs a command on a terminal in dom0 that is connected to in and out,
-// and returns its exit code.
-func (r Remote) Shell(ctx context.Context, command string, in io.Reader, out io.Writer, rows, cols int) (int, error) {
-	p, err := r.Agent.run(ctx, wire.Request{
-		Command: command, Terminal: true, Rows: uint16(rows), Cols: uint16(cols),
-	}, out)
+// A Terminal is the size of a terminal.
+type Terminal struct{ Rows, Cols int }
+
+// Run runs a command in dom0 by sh -c, connected to in, out and errOut, and
+// returns its exit code. With a terminal of some size, it runs on one, and
+// all its output goes to out.
+func (r Remote) Run(ctx context.Context, command string, in io.Reader, out, errOut io.Writer, term *Terminal) (int, error) {
+	req := wire.Request{Command: command}
+	if term != nil {
+		req.Terminal, req.Rows, req.Cols = true, uint16(term.Rows), uint16(term.Cols)
+	}
+	p, err := r.Agent.run(ctx, req, out, errOut)
 	if err != nil {
-		return -1, fmt.Errorf("start shell in dom0: %w", err)
+		return -1, fmt.Errorf("run %q in dom0: %w", command, err)
 	}
 	go func() {
 		_, _ = io.Copy(p, in)

@@ -86,7 +86,11 @@ func control(conn net.Conn, pid int, stdin io.WriteCloser, ended *atomic.Bool) {
 		case kind == wire.KindSignal && len(payload) == 1:
 			signal(syscall.Signal(payload[0]))
 		case kind == wire.KindStdin && len(payload) == 0:
-			stdin.Close()
+			if t, ok := stdin.(*terminal); ok {
+				_, _ = t.Write([]byte{endOfInput}) // to close it would hang up
+			} else {
+				stdin.Close()
+			}
 		case kind == wire.KindStdin:
 			_, _ = stdin.Write(payload)
 		}

@@ -29,8 +29,8 @@ func (t *terminal) drain() {
 	}
 }
 
-// Close hangs up.
-func (t *terminal) Close() error { return t.File.Close() }
+// endOfInput is what Ctrl-D types.
+const endOfInput = 4
 
 // startOnTerminal starts a command in a session on a new terminal, whose
 // output goes to w.

@@ -104,7 +104,7 @@ func demo(ctx context.Context, f *demoFlags) (err error) {
 	if err != nil {
 		return err
 	}
-	wait, cancel := context.WithTimeout(ctx, 30*time.Second)
+	wait, cancel := context.WithTimeout(ctx, 90*time.Second)
 	defer cancel()
 	if err := server.WaitOutput(wait, f.ready); err != nil {
 		return fmt.Errorf("start the server: %w", err)
@@ -124,7 +124,7 @@ func demo(ctx context.Context, f *demoFlags) (err error) {
 		fmt.Fprintf(os.Stderr, "--- the server said ---\n%s%s", server.Stdout(), server.Stderr())
 		return gdbErr
 	}
-	wait, cancel = context.WithTimeout(ctx, 30*time.Second)
+	wait, cancel = context.WithTimeout(ctx, 90*time.Second)
 	defer cancel()
 	if err := g.WaitTick(wait, 2); err != nil {
 		return fmt.Errorf("the guest does not run on: %w", err)

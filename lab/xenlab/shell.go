@@ -62,18 +62,7 @@ func running(pid int) (lab.Remote, error) {
 }
 
 func shell(ctx context.Context, r lab.Remote, command string) error {
-	fd := int(os.Stdin.Fd())
-	rows, cols := 24, 80
-	if size, err := unix.IoctlGetWinsize(int(os.Stdout.Fd()), unix.TIOCGWINSZ); err == nil && size.Row > 0 {
-		rows, cols = int(size.Row), int(size.Col)
-	}
-	if old, err := unix.IoctlGetTermios(fd, unix.TCGETS); err == nil {
-		if err := unix.IoctlSetTermios(fd, unix.TCSETS, raw(*old)); err != nil {
-			return fmt.Errorf("set up terminal: %w", err)
-		}
-		defer unix.IoctlSetTermios(fd, unix.TCSETS, old)
-	}
-	code, err := r.Shell(ctx, command, os.Stdin, os.Stdout, rows, cols)
+	code, err := shellOn(ctx, r, command, int(os.Stdin.Fd()))
 	if err != nil {
 		return err
 	}
@@ -81,6 +70,22 @@ func shell(ctx context.Context, r lab.Remote, command string) error {
 		return exitCode(code)
 	}
 	return nil
+}
+
+// shellOn runs the command on a terminal in dom0 if stdin is one here.
+func shellOn(ctx context.Context, r lab.Remote, command string, stdin int) (int, error) {
+	var term *lab.Terminal
+	if old, err := unix.IoctlGetTermios(stdin, unix.TCGETS); err == nil {
+		term = &lab.Terminal{Rows: 24, Cols: 80}
+		if size, err := unix.IoctlGetWinsize(stdin, unix.TIOCGWINSZ); err == nil && size.Row > 0 {
+			term.Rows, term.Cols = int(size.Row), int(size.Col)
+		}
+		if err := unix.IoctlSetTermios(stdin, unix.TCSETS, raw(*old)); err != nil {
+			return -1, fmt.Errorf("set up terminal: %w", err)
+		}
+		defer unix.IoctlSetTermios(stdin, unix.TCSETS, old)
+	}
+	return r.Run(ctx, command, os.Stdin, os.Stdout, os.Stderr, term)
 }
 
 // raw is a terminal that leaves everything to the one in dom0, as
