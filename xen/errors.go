@@ -16,8 +16,8 @@ var (
 	ErrNotXen = errors.New("this kernel does not run on Xen: boot the host with a Xen hypervisor, and run this in dom0")
 	// ErrNotDom0 says that the kernel runs on Xen, but not as control domain.
 	ErrNotDom0 = errors.New("this is not the control domain: run this in dom0")
-	// ErrNotRoot says that the device may not be opened.
-	ErrNotRoot = errors.New("no permission to use /dev/xen/privcmd: run this as root")
+	// ErrNotRoot says that a device may not be opened.
+	ErrNotRoot = errors.New("no permission to use the devices under /dev/xen: run this as root")
 	// ErrNoPrivcmd says that the device is missing.
 	ErrNoPrivcmd = errors.New("there is no /dev/xen/privcmd: load the kernel's module for it with `modprobe xen-privcmd`")
 	// ErrNoEvtchn says that the event channel device is missing.
