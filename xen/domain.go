@@ -277,7 +277,8 @@ func (h *Host) HasGDBSX(domain DomID) bool {
 	var u union
 	u.putU32(0, ^uint32(0))
 	err := h.domctl(domctlGDBSXUnpauseVCPU, domain, &u)
-	return err != nil && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EOPNOTSUPP)
+	// EBUSY: the domain is not paused; EINVAL: it has no such vCPU.
+	return errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EINVAL)
 }
 
 // MaxGPFN gives a domain's highest frame number: of a PV domain the highest

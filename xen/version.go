@@ -122,9 +122,9 @@ func findRelease(major, minor int, try func(domctl uint32) error) (release, erro
 	}
 	// FLASK denies with EACCES too: then no version at all is let through.
 	if denied && order[0].major == major && order[0].minor == minor && len(order) > len(releases) {
-		return release{}, fmt.Errorf("Xen %d.%d: %w, or %w", major, minor, ErrDenied, ErrVersion)
+		return release{}, fmt.Errorf("hypervisor is Xen %d.%d: %w, or %w", major, minor, ErrDenied, ErrVersion)
 	}
-	return release{}, fmt.Errorf("Xen %d.%d: %w", major, minor, ErrVersion)
+	return release{}, fmt.Errorf("hypervisor is Xen %d.%d: %w", major, minor, ErrVersion)
 }
 
 // KnownReleases gives the oldest and the newest release of Xen whose layouts are
