@@ -19,7 +19,8 @@ func (h *Host) shared(dom0Path string) (string, bool) {
 }
 
 // CopyIn copies a file into dom0. What is below /share there is on this
-// machine's disk; all else is in dom0's memory.
+// machine's disk; all else is in dom0's memory. (The 9p file system there does
+// not take writes straight from mapped pages of a guest: see Guest.DumpCore.)
 func (h *Host) CopyIn(ctx context.Context, localPath, dom0Path string, mode os.FileMode) error {
 	f, err := os.Open(localPath)
 	if err != nil {
@@ -56,4 +57,23 @@ func (h *Host) CopyOut(ctx context.Context, dom0Path, localPath string) (err err
 	defer in.Close()
 	_, err = io.Copy(f, in)
 	return err
+}
+
+// DumpCore writes the guest's memory and registers to a file of this machine,
+// by xl dump-core, which pauses the guest meanwhile.
+func (g *Guest) DumpCore(ctx context.Context, localPath string) error {
+	// Not straight to /share, see CopyIn, and not through dom0's memory,
+	// which may be too small.
+	core := "core-" + g.cfg.Name
+	command := fmt.Sprintf(`
+pipe=/tmp/%[1]s.$$
+mkfifo $pipe && trap 'rm $pipe' EXIT || exit
+cat $pipe >/share/%[1]s &
+xl dump-core %[2]s $pipe || { kill $!; exit 1; }
+wait $!`, core, g.cfg.Name)
+	defer os.Remove(filepath.Join(g.host.ShareDir(), core))
+	if _, err := g.host.Output(ctx, command); err != nil {
+		return fmt.Errorf("dump guest %s: %w", g.cfg.Name, err)
+	}
+	return g.host.CopyOut(ctx, "/share/"+core, localPath)
 }

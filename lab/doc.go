@@ -20,7 +20,8 @@
 // Dom0 lives in memory: busybox, xl and Xen's other tools, and an agent that
 // runs commands ([Host.Run], [Host.Command]) and copies files ([Host.CopyIn],
 // [Host.CopyOut]). Its /share is a directory of this machine
-// ([Host.ShareDir]), for files that are too large for its memory.
+// ([Host.ShareDir]), for files that are too large for its memory. A guest's
+// core file comes out by [Guest.DumpCore].
 //
 // # Guests
 //

@@ -153,6 +153,16 @@ func testGuest(t *testing.T, h *lab.Host, kind lab.Kind) {
 		t.Errorf("guest has %d vCPUs, want 2", vcpus)
 	}
 
+	core := filepath.Join(t.TempDir(), "core")
+	begin := time.Now()
+	if err := g.DumpCore(t.Context(), core); err != nil {
+		t.Error(err)
+	} else if st, err := os.Stat(core); err != nil || st.Size() < 256<<20 {
+		t.Errorf("core file: %v, %v, want 256 MB", st, err)
+	} else {
+		t.Logf("core of %d MB in %.1f s", st.Size()>>20, time.Since(begin).Seconds())
+	}
+
 	labtest.Output(t, h, "xl pause "+g.Name())
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
