@@ -40,6 +40,9 @@ func listen(ctx context.Context, comm string) (listener, error) {
 		return &stdio{}, nil
 	}
 	if path, ok := strings.CutPrefix(comm, "unix:"); ok {
+		if path == "" {
+			return nil, usagef("cannot listen on %q: it has no path", comm)
+		}
 		return listenUnix(ctx, path)
 	}
 	host, port, err := net.SplitHostPort(comm)
@@ -67,8 +70,11 @@ func listen(ctx context.Context, comm string) (listener, error) {
 }
 
 func listenUnix(ctx context.Context, path string) (listener, error) {
-	// A socket that nobody listens on is left from a server that was killed.
-	if info, err := os.Lstat(path); err == nil && info.Mode()&fs.ModeSocket != 0 {
+	if info, err := os.Lstat(path); err == nil {
+		if info.Mode()&fs.ModeSocket == 0 {
+			return nil, fmt.Errorf("%s: it is there already, and is no socket", path)
+		}
+		// A socket that nobody listens on is left from a server that was killed.
 		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
 		if err == nil {
 			conn.Close()

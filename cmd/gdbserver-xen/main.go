@@ -33,13 +33,21 @@ func run() int {
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
+	return execute(ctx, os.Args[1:], os.Stdout, os.Stderr)
+}
 
+// execute runs a command line and gives its exit code: 1 if it failed, 2 if it
+// cannot be understood.
+func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := newRoot()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
 	}
-	say(root.ErrOrStderr(), "%v", err)
+	say(stderr, "%v", err)
 	var usage usageError
 	if errors.As(err, &usage) {
 		return 2
