@@ -20,6 +20,9 @@ const (
 	// maxMapped is how many frames stay mapped at the most: 256 MB of address
 	// space. Beyond it the caches start anew.
 	maxMapped = 1 << 16
+	// maxMappings is how many mappings they may come from: a page table is
+	// mapped alone, and the kernel allows a process 65530 areas.
+	maxMappings = 1 << 14
 )
 
 // view is how a vCPU sees memory. The CR3 values are in the format of the
@@ -84,26 +87,41 @@ func (m *frames[F]) Table(f F) ([]byte, error) {
 	if page, ok := m.pages[f]; ok {
 		return page, nil
 	}
-	mapping, err := m.add([]F{f})
-	if err != nil {
+	first, err := m.add([]F{f})
+	if err := errors.Join(err, first); err != nil {
 		return nil, err
 	}
-	return mapping.Page(0)
+	return m.pages[f], nil
 }
 
-// add maps frames and puts those that could be mapped into the cache.
-func (m *frames[F]) add(fs []F) (*xen.Mapping, error) {
+// add maps frames and puts those that can be mapped into the cache. first tells
+// why the first is not among them.
+func (m *frames[F]) add(fs []F) (first, err error) {
 	mapping, err := m.mapFrames(fs, false)
 	if err != nil {
 		return nil, err
 	}
-	m.mappings = append(m.mappings, mapping)
+	used := false
 	for i, f := range fs {
 		if page, err := mapping.Page(i); err == nil {
 			m.pages[f] = page
+			used = true
 		}
 	}
-	return mapping, nil
+	_, first = mapping.Page(0)
+	if !used {
+		return first, mapping.Close()
+	}
+	m.mappings = append(m.mappings, mapping)
+	return first, nil
+}
+
+// makeRoom starts the caches anew if they hold too much.
+func (m *frames[F]) makeRoom() error {
+	if len(m.pages) > maxMapped || len(m.mappings) > maxMappings {
+		return m.drop()
+	}
+	return nil
 }
 
 func (m *frames[F]) walk(v *view, addr uint64) (x86.Translation[F], error) {
@@ -137,10 +155,8 @@ func (m *frames[F]) read(v *view, addr uint64, p []byte) (int, error) {
 // fill translates and maps the page at addr, those after it that the next n
 // bytes touch, and, while reads are sequential, more. It gives the first.
 func (m *frames[F]) fill(v *view, addr, n uint64) ([]byte, error) {
-	if len(m.pages) > maxMapped {
-		if err := m.drop(); err != nil {
-			return nil, err
-		}
+	if err := m.makeRoom(); err != nil {
+		return nil, err
 	}
 	first := translation{v.cr3(addr), v.mode, addr / xen.PageSize}
 	if first == m.next {
@@ -178,12 +194,12 @@ func (m *frames[F]) fill(v *view, addr, n uint64) ([]byte, error) {
 		}
 	}
 	if len(missing) > 0 {
-		mapping, err := m.add(missing)
+		unmapped, err := m.add(missing)
 		if err != nil {
 			return nil, err
 		}
-		if _, err := mapping.Page(0); err != nil && missing[0] == targets[0] {
-			return nil, fmt.Errorf("%w: %#x: %w", ErrUnmapped, addr, err)
+		if unmapped != nil && missing[0] == targets[0] {
+			return nil, fmt.Errorf("%w: %#x: %w", ErrUnmapped, addr, unmapped)
 		}
 	}
 	for i, f := range targets {
@@ -205,6 +221,9 @@ func (m *frames[F]) write(v *view, addr uint64, p []byte) (err error) {
 	if addr+uint64(len(p))-1 < addr {
 		return fmt.Errorf("write %#x: %w: end of the address space", addr, ErrUnmapped)
 	}
+	if err := m.makeRoom(); err != nil {
+		return err
+	}
 	var targets []F
 	for at := addr &^ (xen.PageSize - 1); ; at += xen.PageSize {
 		tr, err := m.walk(v, max(at, addr))
@@ -218,7 +237,7 @@ func (m *frames[F]) write(v *view, addr uint64, p []byte) (err error) {
 	}
 	mapping, err := m.mapFrames(targets, true)
 	if err != nil {
-		return err
+		return fmt.Errorf("write %#x: %w", addr, err)
 	}
 	defer func() { err = errors.Join(err, mapping.Close()) }()
 	for i := range targets {

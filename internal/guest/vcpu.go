@@ -210,7 +210,7 @@ func (g *Guest) SetRegisters(n int, want x86.Registers) error {
 	}
 	got, err := g.Registers(n)
 	if err != nil {
-		return err
+		return errors.Join(err, g.setState(n, &before))
 	}
 	if got != want {
 		c.fetched = false

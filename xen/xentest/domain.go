@@ -153,6 +153,7 @@ func (d *Domain) Unpause() {
 	d.x.mu.Lock()
 	defer d.x.mu.Unlock()
 	d.pauses = max(d.pauses-1, 0)
+	d.callPauses = min(d.callPauses, d.pauses) // it may have been one of those
 }
 
 // Crash shuts the domain down as a panicking kernel does.
