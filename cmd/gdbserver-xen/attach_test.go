@@ -137,6 +137,15 @@ func send(t *testing.T, c *rsptest.Client, packet, want string) {
 	}
 }
 
+// detach detaches. The server hangs up at once, maybe before the client has
+// acknowledged its reply.
+func detach(t *testing.T, c *rsptest.Client) {
+	t.Helper()
+	if got, err := c.Send("D"); got != "OK" {
+		t.Fatalf("D: got %q, %v", got, err)
+	}
+}
+
 func paused(t *testing.T, d *xentest.Domain, want int) {
 	t.Helper()
 	if got := d.Pauses(); got != want {
@@ -157,7 +166,7 @@ func TestAttachAndDetach(t *testing.T) {
 		c := s.dial("tcp")
 		paused(t, d, pauses+1)
 		readText(t, c)
-		send(t, c, "D", "OK")
+		detach(t, c)
 		s.ends(0)
 		paused(t, d, pauses)
 		for _, line := range []string{
@@ -209,7 +218,7 @@ func TestGdbserversOrder(t *testing.T) {
 	d := fakeDomain(t, 0)
 	s := start(t, "--attach", ":0", "3")
 	c := s.dial("tcp")
-	send(t, c, "D", "OK")
+	detach(t, c)
 	s.ends(0)
 	paused(t, d, 0)
 }
@@ -268,7 +277,7 @@ func TestSecondClient(t *testing.T) {
 	s.wait(t, " turned away: domain 3 is being debugged by ")
 	readText(t, first)
 	paused(t, d, 1)
-	send(t, first, "D", "OK")
+	detach(t, first)
 	s.ends(0)
 	paused(t, d, 0)
 }
@@ -301,7 +310,7 @@ func TestUnixSocket(t *testing.T) {
 		t.Errorf("another server said:\n%s", other)
 	}
 
-	send(t, c, "D", "OK")
+	detach(t, c)
 	s.ends(0)
 	paused(t, d, 0)
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
@@ -322,7 +331,7 @@ func TestLog(t *testing.T) {
 	s := start(t, "attach", "--listen", ":0", "--log", "rsp", "3")
 	c := s.dial("tcp")
 	readText(t, c)
-	send(t, c, "D", "OK")
+	detach(t, c)
 	s.ends(0)
 	if !strings.Contains(s.String(), "level=DEBUG") || !strings.Contains(s.String(), "layer=rsp") {
 		t.Errorf("no log of rsp in\n%s", s)

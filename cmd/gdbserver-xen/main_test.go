@@ -15,6 +15,8 @@ import (
 var update = flag.Bool("update", false, "write docs/man and the golden parts of testdata anew")
 
 func TestMain(m *testing.M) {
+	// Programs with the race detector wait for a second at their end.
+	os.Setenv("GORACE", "atexit_sleep_ms=0")
 	testscript.Main(m, map[string]func(){
 		"gdbserver-xen":         main,
 		"gdbserver-xen-on-fake": mainOnFake,
@@ -28,6 +30,10 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata",
 		UpdateScripts:       *update,
 		RequireExplicitExec: true,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("GORACE", os.Getenv("GORACE"))
+			return nil
+		},
 		Condition: func(cond string) (bool, error) {
 			switch cond {
 			case "dom0":
