@@ -46,7 +46,7 @@ CHECK = $(TALLY) check -o $(RESULTS)/checks.json -name
 
 .PHONY: checks
 checks: $(TALLY)
-	@$(CHECK) gofmt sh -c 'bad=$$(gofmt -l .); [ -z "$$bad" ] || { echo "gofmt -w would change:"; echo "$$bad"; exit 1; }'
+	@$(CHECK) gofmt .ci/gofmt
 	@$(CHECK) vet $(GO) vet ./...
 	@$(CHECK) staticcheck $(GO) tool staticcheck ./...
 	@$(CHECK) govulncheck .ci/govulncheck
