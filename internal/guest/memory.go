@@ -22,7 +22,7 @@ const (
 	maxMapped = 1 << 16
 	// maxMappings is how many mappings they may come from: a page table is
 	// mapped alone, and the kernel allows a process 65530 areas.
-	maxMappings = 1 << 14
+	maxMappings = 1 << 13
 )
 
 // view is how a vCPU sees memory. The CR3 values are in the format of the

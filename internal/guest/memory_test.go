@@ -517,7 +517,7 @@ func TestMappingsAreBounded(t *testing.T) {
 		t.Skip("takes seconds: not with -short")
 	}
 	f := newFixture(t, xen.PV, 1)
-	frame := make([]uint64, 0, 20000)
+	frame := make([]uint64, 0, 9000)
 	for i := range cap(frame) {
 		frame = append(frame, f.pt.MapPage(text+uint64(2*i)*xen.PageSize, []byte{byte(i), byte(i >> 8)}))
 	}
@@ -528,7 +528,7 @@ func TestMappingsAreBounded(t *testing.T) {
 			t.Fatalf("page %d holds % x, %v", i, p, err)
 		}
 	}
-	if n := f.Mapped(); n > 17000 {
+	if n := f.Mapped(); n > 8500 {
 		t.Errorf("%d mappings are held", n)
 	}
 }
