@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -156,10 +157,24 @@ func (s *server) announce(g *guest.Guest, l listener) {
 		return
 	}
 	say(s.out, "listening on %s", address)
-	fmt.Fprintf(s.out, "  gdb:   target remote %s\n  lldb:  gdb-remote %s\n", address, lldbAddress(address))
+	fmt.Fprintf(s.out, "  gdb:   target remote %s\n  lldb:  gdb-remote %s\n", reachable(address), lldbAddress(reachable(address)))
 	if l.Open() {
 		say(s.out, "warning: %s can be reached from other machines, and whoever connects controls the domain", address)
 	}
+}
+
+// reachable gives an address that a client can type: this machine's name in
+// place of "any address".
+func reachable(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || !net.ParseIP(host).IsUnspecified() {
+		return address
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return address
+	}
+	return net.JoinHostPort(name, port)
 }
 
 // lldbAddress gives an address in the form that lldb's gdb-remote takes.

@@ -322,6 +322,13 @@ func TestOpenAddressWarns(t *testing.T) {
 	fakeDomain(t, 0)
 	s := start(t, "attach", "--listen", "0.0.0.0:0", "3")
 	s.wait(t, "can be reached from other machines, and whoever connects controls the domain")
+	name, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(s.String(), "target remote "+name+":") {
+		t.Errorf("no address to type in\n%s", s)
+	}
 	s.stop()
 	s.ends(0)
 }
