@@ -20,6 +20,9 @@ import (
 // output says why.
 const skipCode = 77
 
+// slow is how many seconds a test takes whose passing is worth a line.
+const slow = 5
+
 // command starts args so that it ends with ctx, gently at first.
 func command(ctx context.Context, args []string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
@@ -86,6 +89,9 @@ func (s *shower) show(e event) {
 	case e.result() && e.Test != "":
 		if b := s.output[key(e)]; b != nil && e.Action == actionFail {
 			fmt.Fprintf(s.w, "%s", withoutFrames(b.Bytes()))
+		}
+		if e.Action == actionPass && e.Elapsed >= slow && !strings.Contains(e.Test, "/") {
+			fmt.Fprintf(s.w, "--- PASS: %s (%.0fs)\n", e.Test, e.Elapsed)
 		}
 		delete(s.output, key(e))
 	case e.result():
