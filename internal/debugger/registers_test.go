@@ -1,0 +1,172 @@
+package debugger
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"gdbserver-xen/rsp"
+	"gdbserver-xen/x86"
+)
+
+func TestDescriptionIsValid(t *testing.T) {
+	if err := description.Validate(); err != nil {
+		t.Error(err)
+	}
+}
+
+// GDB wants the registers of its own features in an order of its own, and knows
+// them by number.
+func TestRegisterNumbers(t *testing.T) {
+	regs := rsp.NewRegisters(description)
+	if regs.Len() != len(registers) {
+		t.Fatalf("%d registers described, %d in the table", regs.Len(), len(registers))
+	}
+	for name, want := range map[string]int{
+		"rax": 0, "rbp": 6, "rsp": 7, "r8": 8, "r15": 15, "rip": 16, "eflags": 17, "cs": 18, "gs": 23,
+		"st0": 24, "st7": 31, "fctrl": 32, "fop": 39, "xmm0": 40, "xmm15": 55, "mxcsr": 56,
+		"fs_base": 57, "gs_base": 58, "k_gs_base": 59, "cr0": 60, "efer": 65,
+	} {
+		if got, ok := regs.Index(name); !ok || got != want {
+			t.Errorf("%s is number %d (%v), want %d", name, got, ok, want)
+		}
+	}
+	var names []string
+	for _, i := range expedited {
+		names = append(names, registers[i].Name)
+	}
+	if !slices.Equal(names, []string{"rbp", "rsp", "rip"}) {
+		t.Errorf("expedited registers %q", names)
+	}
+}
+
+// allKnown are the registers that may be unknown.
+const allKnown = x86.KnownEFER | x86.KnownCR8 | x86.KnownKernelGSBase | x86.KnownHighGPRs
+
+// anyState gives registers at random, in what hardware can hold of them.
+func anyState(random *rand.Rand) x86.Registers {
+	r := x86.Registers{Known: allKnown}
+	for i := range registers {
+		reg := &registers[i]
+		if reg.wide != nil {
+			for j, b := 0, reg.wide(&r); j < len(b); j++ {
+				b[j] = byte(random.Uint32())
+			}
+			continue
+		}
+		v := random.Uint64()
+		if reg.Bits < 64 {
+			v &= 1<<reg.Bits - 1
+		}
+		switch reg.Name {
+		case "cs", "ss", "ds", "es", "fs", "gs", "fctrl", "fstat", "fop":
+			v &= 0xffff
+		case "ftag":
+			continue // below: what is in use decides
+		}
+		reg.store(&r, v)
+	}
+	r.FX[4] = byte(random.Uint32())
+	return r
+}
+
+// What a client is given and gives back is the state that it came from.
+func TestRegistersRoundTrip(t *testing.T) {
+	random := rand.New(rand.NewPCG(3, 4))
+	for range 2000 {
+		want := anyState(random)
+		regs := rsp.NewRegisters(description)
+		toClient(&want, regs)
+		got := x86.Registers{Known: want.Known}
+		if name := fromClient(regs, &got); name != "" {
+			t.Fatalf("%s is unknown", name)
+		}
+		if got != want {
+			t.Fatalf("%s differs", x86.Difference(&got, &want))
+		}
+	}
+}
+
+// One register written by a client changes that one only, and reads back.
+func TestEachRegisterAlone(t *testing.T) {
+	random := rand.New(rand.NewPCG(5, 6))
+	for i := range registers {
+		reg := &registers[i]
+		t.Run(reg.Name, func(t *testing.T) {
+			state, source := anyState(random), anyState(random)
+			before := rsp.NewRegisters(description)
+			toClient(&state, before)
+			values := rsp.NewRegisters(description)
+			toClient(&source, values)
+			value, _ := values.Bytes(i)
+			value = bytes.Clone(value)
+			switch reg.Name {
+			case "ftag": // only empty or not can be written; the rest follows
+				binary.LittleEndian.PutUint32(value, 0xffff)
+			}
+			one := rsp.NewRegisters(description)
+			one.Set(i, value)
+			if name := fromClient(one, &state); name != "" {
+				t.Fatalf("%s is unknown", name)
+			}
+			after := rsp.NewRegisters(description)
+			toClient(&state, after)
+			for j := range registers {
+				was, _ := before.Bytes(j)
+				is, _ := after.Bytes(j)
+				switch {
+				case j == i:
+					if !bytes.Equal(is, value) {
+						t.Errorf("wrote % x, reads % x", value, is)
+					}
+				case registers[j].Name == "ftag":
+					// It tells of the values of st0 to st7 and depends on the
+					// top of the stack in fstat.
+				case !bytes.Equal(is, was):
+					t.Errorf("%s changed from % x to % x", registers[j].Name, was, is)
+				}
+			}
+		})
+	}
+}
+
+// The upper half of rflags has no place in the protocol, and stays.
+func TestUpperHalfOfRFLAGSStays(t *testing.T) {
+	regs := rsp.NewRegisters(description)
+	r := x86.Registers{RFLAGS: 0x1_0000_0246}
+	i, _ := regs.Index("eflags")
+	regs.SetUint(i, 0x346)
+	if name := fromClient(regs, &r); name != "" || r.RFLAGS != 0x1_0000_0346 {
+		t.Errorf("rflags %#x, unknown %q", r.RFLAGS, name)
+	}
+}
+
+func TestUnknownRegistersStayUnknown(t *testing.T) {
+	for known, names := range map[x86.Known][]string{
+		allKnown &^ x86.KnownEFER:         {"efer"},
+		allKnown &^ x86.KnownCR8:          {"cr8"},
+		allKnown &^ x86.KnownKernelGSBase: {"k_gs_base"},
+		allKnown &^ x86.KnownHighGPRs:     {"r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"},
+	} {
+		r := anyState(rand.New(rand.NewPCG(7, 8)))
+		r.Known = known
+		regs := rsp.NewRegisters(description)
+		toClient(&r, regs)
+		for i := range registers {
+			if want := !slices.Contains(names, registers[i].Name); regs.Known(i) != want {
+				t.Errorf("%s known: %v, want %v", registers[i].Name, regs.Known(i), want)
+			}
+		}
+		for _, name := range names {
+			one := rsp.NewRegisters(description)
+			i, _ := one.Index(name)
+			one.SetUint(i, 1)
+			before := r
+			if got := fromClient(one, &r); got != name || r != before {
+				t.Errorf("writing %s: refused for %q, changed: %v", name, got, r != before)
+			}
+		}
+	}
+}
