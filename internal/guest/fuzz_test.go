@@ -27,7 +27,9 @@ func FuzzHostilePageTables(f *testing.F) {
 	f.Add(uint8(4), uint64(0xfff), uint16(4097), []byte{}, bytes.Repeat([]byte{1}, 5000))
 	f.Add(uint8(0), ^uint64(0)-100, uint16(1000), at(entry(fuzzFrame), 4088), []byte{1, 2, 3})
 	f.Add(uint8(0), uint64(0), uint16(5000), append(entry(fuzzFrame), entry(fuzzOther)...), []byte{1})
-	f.Add(uint8(1), uint64(0), uint16(5000), entry(0x80>>3), []byte{1})
+	f.Add(uint8(0), uint64(0x1000), uint16(64), append(entry(fuzzFrame), entry(fuzzOther)...), []byte{1})
+	f.Add(uint8(1), uint64(0xffe), uint16(64), append(entry(fuzzFrame), entry(fuzzFrame+1)...), entry(fuzzOther))
+	f.Add(uint8(1), uint64(0), uint16(64), bytes.Repeat(entry(0x40000|1<<7>>12), 512), []byte{1}) // large pages
 	f.Fuzz(func(t *testing.T, mode uint8, addr uint64, length uint16, tables, data []byte) {
 		x := xentest.New(t, xentest.Config{})
 		config := xentest.DomainConfig{ID: 3, Kind: xen.HVM}
@@ -49,12 +51,17 @@ func FuzzHostilePageTables(f *testing.F) {
 		other := x.AddDomain(xentest.DomainConfig{ID: 4, Kind: config.Kind})
 		pt := d.NewPageTables(paging)
 		d.UsePageTables(pt)
-		// Three frames of hostile bytes, the last of them the root.
+		// Three frames of hostile bytes, the last of them the root: the same in
+		// all, or the input in pieces if it is long.
 		frames := []uint64{fuzzFrame, fuzzFrame + 1, pt.CR3() >> 12}
 		d.AllocAt(fuzzFrame)
 		d.AllocAt(fuzzFrame + 1)
 		for i, frame := range frames {
-			copy(d.Frame(frame), tables[min(len(tables), (i+1)%3*xen.PageSize):])
+			from := 0
+			if len(tables) > xen.PageSize {
+				from = min(len(tables), (i+1)%3*xen.PageSize)
+			}
+			copy(d.Frame(frame), tables[from:])
 		}
 		// A frame next to them belongs to somebody else.
 		secret := bytes.Repeat([]byte("secret! "), xen.PageSize/8)
