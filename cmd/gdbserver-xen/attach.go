@@ -101,6 +101,9 @@ func attach(ctx context.Context, cmd *cobra.Command, domain string, opts attachO
 	s := &server{host: host, id: id, domain: domain, opts: opts, logs: logs, out: cmd.ErrOrStderr(), clients: clients(ctx, l)}
 	g, err := guest.Attach(host, id)
 	if err != nil {
+		if errors.Is(err, xen.ErrNoDomain) {
+			return fmt.Errorf("no such domain as %d: `gdbserver-xen list` shows those there are", id)
+		}
 		return err
 	}
 	s.announce(g, l)
@@ -191,7 +194,7 @@ func (s *server) serve(ctx context.Context, g *guest.Guest) error {
 	for {
 		conn, ok := s.next(ctx)
 		if !ok {
-			return s.giveBack(g)
+			return s.giveBack(ctx, g)
 		}
 		if g == nil {
 			var err error
@@ -226,14 +229,15 @@ func (s *server) serve(ctx context.Context, g *guest.Guest) error {
 }
 
 // giveBack detaches when no client is there.
-func (s *server) giveBack(g *guest.Guest) error {
-	if g == nil {
-		return nil
+func (s *server) giveBack(ctx context.Context, g *guest.Guest) error {
+	if g != nil {
+		if err := g.Detach(); err != nil {
+			return err
+		}
 	}
-	if err := g.Detach(); err != nil {
-		return err
+	if ctx.Err() != nil {
+		say(s.out, "stopped by a signal, domain %d is as it was", s.id)
 	}
-	say(s.out, "no client any more, domain %d is as it was", s.id)
 	return nil
 }
 

@@ -232,6 +232,7 @@ func TestStopped(t *testing.T) {
 		paused(t, d, 1)
 		s.stop()
 		s.ends(0)
+		s.wait(t, "gdbserver-xen: stopped by a signal, domain 3 is as it was")
 		paused(t, d, 0)
 	})
 	t.Run("with a client", func(t *testing.T) {
@@ -352,7 +353,7 @@ func TestRefusedDomains(t *testing.T) {
 	}{
 		{"0", "domain 0 runs this program", nil},
 		{"32754", "hypervisor's own domains", nil},
-		{"7", "no such domain", nil},
+		{"7", "gdbserver-xen: no such domain as 7: `gdbserver-xen list` shows those there are\n", nil},
 		{"3", "being destroyed", func(d *xentest.Domain) { d.Dying = true }},
 		{"3", "still being built", func(d *xentest.Domain) { d.NoVCPUs = true }},
 		{"3", "still being built", func(d *xentest.Domain) { d.NoPages = true }},
