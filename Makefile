@@ -60,7 +60,7 @@ unit: $(TALLY)
 # of two cores.
 .PHONY: lab-tests
 lab-tests: $(TALLY) bin/xenlab
-	@bin/xenlab prepare
+	@bin/xenlab prepare || true # the tests fail with the same words
 	@$(TALLY) run -o $(RESULTS)/lab.json env GDBSERVER_XEN_LAB=1 $(GO) test -json -count=1 -p 1 -timeout 20m \
 	$$($(GO) list -f '{{.ImportPath}} {{.TestImports}} {{.XTestImports}}' ./... | awk '/lab\/labtest/ { print $$1 }')
 
