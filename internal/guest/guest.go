@@ -89,13 +89,21 @@ func attach(host *xen.Host, id xen.DomID) (*Guest, error) {
 	if err := g.Pause(); err != nil {
 		return nil, err
 	}
-	if _, err := g.context(0); err != nil {
-		if errors.Is(err, xen.ErrVCPUOffline) {
-			err = ErrBuilding
-		}
+	if err := g.probe(); err != nil {
 		return nil, errors.Join(err, g.Detach())
 	}
 	return g, nil
+}
+
+// probe reads the state of the first vCPU that has some. Usually it is vCPU 0,
+// but a guest may take that off.
+func (g *Guest) probe() error {
+	for n := range g.vcpus {
+		if _, err := g.context(n); !errors.Is(err, xen.ErrVCPUOffline) {
+			return err
+		}
+	}
+	return ErrBuilding
 }
 
 // ID gives the domain's number.

@@ -139,6 +139,24 @@ func TestAttachErrors(t *testing.T) {
 	})
 }
 
+// A guest may take its vCPU 0 off. In an HVM or PVH guest it then has no CPU
+// record, which does not make the domain half-built.
+func TestAttachWithoutVCPU0(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind xen.Kind) {
+		f := newFixture(t, kind, 2)
+		f.d.VCPU(0).Online = false
+		f.pt.MapPage(text, []byte("text"))
+		g := f.attach(t)
+		p := make([]byte, 4)
+		if _, err := g.Read(1, text, p); err != nil || string(p) != "text" {
+			t.Errorf("read %q, %v", p, err)
+		}
+		if up, err := g.VCPUs(); err != nil || fmt.Sprint(up) != "[1]" {
+			t.Errorf("vCPUs %v, %v", up, err)
+		}
+	})
+}
+
 // Whatever call fails while attaching, the domain is as it was.
 func TestAttachFailsAtEveryCall(t *testing.T) {
 	eachKind(t, func(t *testing.T, kind xen.Kind) {

@@ -493,6 +493,26 @@ func TestSequentialReads(t *testing.T) {
 	})
 }
 
+// Mapping ahead ends with the address space: address 0 does not follow.
+func TestMapAheadEndsWithAddressSpace(t *testing.T) {
+	f := newFixture(t, xen.PV, 1)
+	f.pt.MapPage(0xffffffffffffe000, nil)
+	f.pt.MapPage(0xfffffffffffff000, []byte("last"))
+	low := f.pt.MapPage(0, nil)
+	g := f.attach(t)
+	p := make([]byte, xen.PageSize)
+	for _, addr := range []uint64{0xffffffffffffe000, 0xfffffffffffff000} {
+		if n, err := g.Read(0, addr, p); err != nil || n != len(p) {
+			t.Errorf("%#x: %d, %v", addr, n, err)
+		}
+	}
+	for _, c := range f.MapCalls() {
+		if slices.Contains(c.Frames, low) {
+			t.Error("page 0 was mapped")
+		}
+	}
+}
+
 // Reads here and there map no more than they need.
 func TestScatteredReadsDoNotMapAhead(t *testing.T) {
 	f := newFixture(t, xen.PV, 1)
