@@ -95,6 +95,7 @@ func TestSourceBites(t *testing.T) {
 		{"unix in xen", "xen/xenstore/a.go", "// A\npackage xenstore\nimport \"golang.org/x/sys/unix\"\nvar _ unix.Errno\n", ""},
 		{"unix in rsp", "rsp/a.go", "// A\npackage rsp\nimport \"golang.org/x/sys/unix\"\nvar _ unix.Errno\n", ruleUnix},
 		{"unix in the command", "cmd/gdbserver-xen/a.go", "// A\npackage main\nimport \"golang.org/x/sys/unix\"\nvar _ unix.Errno\n", ruleUnix},
+		{"unix in a test", "internal/debugger/a_test.go", "package debugger\nimport \"golang.org/x/sys/unix\"\nvar _ unix.Errno\n", ""},
 		{"domain type in debugger", "internal/debugger/a.go", "// A\npackage debugger\nfunc f(k xen.Kind) bool { return k == xen.PV }\n", ruleKinds},
 		{"domain type in the command", "cmd/gdbserver-xen/attach.go", "// A\npackage main\nfunc f(k xen.Kind) bool { return k == xen.HVM }\n", ruleKinds},
 		{"domain type in guest", "internal/guest/a.go", "// A\npackage guest\nfunc f(k xen.Kind) bool { return k == xen.PVH }\n", ""},
