@@ -1,0 +1,250 @@
+// Package e2e tests the product as its users meet it: the static binary in a
+// real dom0, on a real Xen, on real guests, through real gdb or the plain
+// protocol.
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"gdbserver-xen/lab"
+	"gdbserver-xen/lab/labtest"
+	"gdbserver-xen/rsp/rsptest"
+)
+
+func TestMain(m *testing.M) { labtest.Main(m) }
+
+// machine is the host of these tests: with vector registers, so that extended
+// state is there to be lost.
+var machine = lab.Config{CPU: lab.VectorCPU}
+
+// prepared are the hosts that have the product, and a guest to share.
+var prepared sync.Map
+
+type preparation struct {
+	once sync.Once
+	err  error
+	idle *lab.Guest
+}
+
+// host gives a host with the product, built as the Makefile does, in dom0's
+// path.
+func host(t *testing.T, cfg lab.Config) *lab.Host {
+	t.Helper()
+	h, _ := prepare(t, cfg)
+	return h
+}
+
+// idle gives a host and an idle PV guest that tests share. Each leaves it as
+// it was; one that may not takes a guest of its own.
+func idle(t *testing.T, cfg lab.Config) (*lab.Host, *lab.Guest) {
+	t.Helper()
+	h, p := prepare(t, cfg)
+	if p.idle == nil {
+		g, err := h.CreateGuest(t.Context(), lab.GuestConfig{Name: "idle"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.idle = g
+	}
+	return h, p.idle
+}
+
+func prepare(t *testing.T, cfg lab.Config) (*lab.Host, *preparation) {
+	t.Helper()
+	h := labtest.Host(t, cfg)
+	v, _ := prepared.LoadOrStore(h, &preparation{})
+	p := v.(*preparation)
+	p.once.Do(func() {
+		cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w",
+			"-o", filepath.Join(h.ShareDir(), "gdbserver-xen"), "gdbserver-xen/cmd/gdbserver-xen")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			p.err = fmt.Errorf("go build: %w\n%s", err, out)
+			return
+		}
+		_, p.err = h.Output(t.Context(), "cp /share/gdbserver-xen /bin")
+	})
+	if p.err != nil {
+		t.Fatal(p.err)
+	}
+	return h, p
+}
+
+// A server is the product at work in dom0.
+type server struct {
+	t    *testing.T
+	host *lab.Host
+	*lab.Process
+	addr string // on this machine
+}
+
+var nextPort atomic.Int32
+
+// attach starts the product on a guest. The test ends it, if nothing else has.
+func attach(t *testing.T, h *lab.Host, g *lab.Guest, flags ...string) *server {
+	t.Helper()
+	port := 9000 + int(nextPort.Add(1))
+	command := fmt.Sprintf("exec gdbserver-xen attach --listen 0.0.0.0:%d %s %s", port, strings.Join(flags, " "), g.Name())
+	p, err := h.Command(context.WithoutCancel(t.Context()), command)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		p.Kill()
+		if t.Failed() {
+			t.Logf("server said:\n%s", p.Stderr())
+		}
+	})
+	if err := p.WaitOutput(t.Context(), "listening"); err != nil {
+		t.Fatal(err)
+	}
+	addr, err := h.Forward(t.Context(), port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &server{t: t, host: h, Process: p, addr: addr}
+}
+
+// exit waits for the server's end, which must be a good one.
+func (s *server) exit() {
+	s.t.Helper()
+	select {
+	case <-s.Done():
+	case <-time.After(30 * time.Second):
+		s.t.Fatal("server does not end")
+	}
+	if res, err := s.Wait(); err != nil || res.ExitCode != 0 {
+		s.t.Fatalf("server ended with %v, exit code %d:\n%s", err, res.ExitCode, res.Stderr)
+	}
+}
+
+// dial connects a client of the plain protocol, as a new gdb would.
+func (s *server) dial() *client {
+	s.t.Helper()
+	conn, err := net.Dial("tcp", s.addr)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { conn.Close() })
+	c := &client{t: s.t, Client: rsptest.NewClient(conn)}
+	c.must("qSupported:multiprocess+;swbreak+;hwbreak+;xmlRegisters=i386;binary-upload+;error-message+")
+	if err := c.NoAck(); err != nil {
+		s.t.Fatal(err)
+	}
+	return c
+}
+
+// A client fails its test when the connection does.
+type client struct {
+	t *testing.T
+	*rsptest.Client
+}
+
+func (c *client) must(packet string) string {
+	c.t.Helper()
+	reply, err := c.Send(packet)
+	if err != nil {
+		c.t.Fatalf("%s: %v", packet, err)
+	}
+	return reply
+}
+
+func (c *client) want(packet, want string) {
+	c.t.Helper()
+	if got := c.must(packet); got != want {
+		c.t.Fatalf("%s: got reply %q, want %q", packet, got, want)
+	}
+}
+
+// read reads memory in binary, up to the first byte that cannot be had.
+func (c *client) read(addr uint64, n int) []byte {
+	c.t.Helper()
+	var mem []byte
+	for len(mem) < n {
+		reply := c.must(fmt.Sprintf("x%x,%x", addr+uint64(len(mem)), min(n-len(mem), 0x8000)))
+		data, ok := strings.CutPrefix(reply, "b")
+		if !ok || data == "" {
+			break
+		}
+		mem = append(mem, data...)
+	}
+	return mem
+}
+
+// gdb runs the machine's gdb on a server and gives what it prints.
+func (s *server) gdb(args ...string) string {
+	s.t.Helper()
+	return runGDB(s.t, true, append([]string{"-ex", "target remote " + s.addr}, args...)...)
+}
+
+// runGDB runs the machine's gdb, which must succeed or fail as told.
+func runGDB(t *testing.T, succeed bool, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	args = append([]string{"-nx", "-batch", "-iex", "set confirm off", "-iex", "set pagination off"}, args...)
+	out, err := exec.CommandContext(ctx, "gdb", args...).CombinedOutput()
+	if (err == nil) != succeed {
+		t.Fatalf("gdb: %v, want success %v\n%s", err, succeed, out)
+	}
+	return string(out)
+}
+
+// ticks checks that a guest runs.
+func ticks(t *testing.T, g *lab.Guest) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := g.WaitTick(ctx, 2); err != nil {
+		t.Fatalf("guest does not tick: %v", err)
+	}
+}
+
+// paused tells whether the toolstack sees a guest as paused.
+func paused(t *testing.T, h *lab.Host, g *lab.Guest) bool {
+	t.Helper()
+	for line := range strings.Lines(labtest.Output(t, h, "xl list")) {
+		if f := strings.Fields(line); len(f) >= 5 && f[0] == g.Name() {
+			return strings.Contains(f[4], "p")
+		}
+	}
+	t.Fatalf("xl list does not know %s", g.Name())
+	return false
+}
+
+// warnings are lines of a guest's console that say that something went wrong.
+var warnings = regexp.MustCompile(`(?i)(WARNING:|BUG:|Oops|Call Trace|soft lockup|rcu.*stall|general protection)`)
+
+// healthy checks that a guest's kernel has found nothing to complain about.
+func healthy(t *testing.T, g *lab.Guest) {
+	t.Helper()
+	for line := range strings.Lines(g.Console()) {
+		if warnings.MatchString(line) {
+			t.Errorf("%s complains: %s", g.Name(), line)
+		}
+	}
+}
+
+// firstDifference gives the index of the first byte that differs, or -1.
+func firstDifference(a, b []byte) int {
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
+			return i
+		}
+	}
+	if len(a) != len(b) {
+		return min(len(a), len(b))
+	}
+	return -1
+}

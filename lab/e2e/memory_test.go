@@ -1,0 +1,167 @@
+// This file compares memory through the server with witnesses that know nothing
+// of it.
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"gdbserver-xen/lab"
+	"gdbserver-xen/lab/labtest"
+	"gdbserver-xen/xen"
+	"gdbserver-xen/xen/xencore"
+)
+
+// Where a Debian kernel without KASLR has its memory (Linux,
+// Documentation/x86/x86_64/mm.rst).
+const (
+	directMap = 0xffff888000000000 // physical address 0
+	textStart = 0xffffffff81000000 // physical address 16 MB
+	textFrame = 0x1000
+)
+
+// dumpCore makes xl dump a guest's memory.
+func dumpCore(t *testing.T, g *lab.Guest) *xencore.Core {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "core")
+	if err := g.DumpCore(t.Context(), path); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	core, err := xencore.Open(f, info.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return core
+}
+
+// page gives a page of a dump by the guest's own numbering.
+func page(core *xencore.Core, kind lab.Kind, pfn uint64, p []byte) error {
+	if kind == lab.PV {
+		return core.PageByPFN(pfn, p)
+	}
+	return core.PageByGFN(xen.GFN(pfn), p)
+}
+
+// Memory through the server equals xl dump-core's, byte for byte: 64 MB of a
+// paused guest, read by the plain protocol, and 4 MB of kernel text, dumped by
+// real gdb.
+func TestMemoryEqualsDumpCore(t *testing.T) {
+	for _, kind := range lab.Kinds() {
+		t.Run(string(kind), func(t *testing.T) {
+			h := host(t, machine)
+			// xl dump-core takes long, so the guest is small.
+			g := labtest.Guest(t, h, lab.GuestConfig{Kind: kind, MemoryMB: 128})
+			s := attach(t, h, g, "--once")
+			core := dumpCore(t, g)
+			t.Run("64 MB by packets", func(t *testing.T) { compareDirectMap(t, s.dial(), core, kind) })
+			s.exit()
+
+			s = attach(t, h, g)
+			t.Run("4 MB by gdb", func(t *testing.T) { compareText(t, s, core, kind) })
+			s.exit()
+			ticks(t, g)
+			healthy(t, g)
+		})
+	}
+}
+
+// compareDirectMap compares the guest's first 64 MB, where its kernel maps all
+// of its memory, with the dump.
+func compareDirectMap(t *testing.T, c *client, core *xencore.Core, kind lab.Kind) {
+	const (
+		pages = 64 << 20 / xen.PageSize
+		chunk = 8
+	)
+	equal, holes := 0, 0
+	for pfn := uint64(0); pfn < pages; {
+		n := int(min(chunk, pages-pfn)) * xen.PageSize
+		mem := c.read(directMap+pfn*xen.PageSize, n)
+		if len(mem)%xen.PageSize != 0 {
+			t.Fatalf("pfn %#x: %d bytes are not whole pages", pfn, len(mem))
+		}
+		for part := range slices.Chunk(mem, xen.PageSize) {
+			comparePage(t, core, kind, pfn, part)
+			equal++
+			pfn++
+		}
+		if len(mem) < n { // the guest does not map this one
+			holes++
+			pfn++
+		}
+	}
+	t.Logf("%d pages equal, %d not mapped", equal, holes)
+	if equal < pages*9/10 {
+		t.Errorf("only %d of %d pages could be compared", equal, pages)
+	}
+	c.Close()
+}
+
+// compareText makes gdb dump kernel text and compares it with the dump. The
+// server makes fewer than 100 system calls for it, as strace counts them.
+func compareText(t *testing.T, s *server, core *xencore.Core, kind lab.Kind) {
+	const size = 4 << 20
+	pid := strings.TrimSpace(labtest.Output(t, s.host, "pidof gdbserver-xen"))
+	trace, err := s.host.Command(t.Context(), "exec strace -f -c -e trace=mmap,ioctl,munmap -p "+pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := trace.WaitOutput(t.Context(), "attached"); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "text")
+	s.gdb("-ex", fmt.Sprintf("dump binary memory %s %#x %#x", path, uint64(textStart), uint64(textStart+size)), "-ex", "detach")
+	res, err := trace.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	calls := 0
+	for line := range strings.Lines(string(res.Stderr)) {
+		if f := strings.Fields(line); len(f) >= 5 && f[len(f)-1] != "total" {
+			if n, err := strconv.Atoi(f[3]); err == nil {
+				calls += n
+			}
+		}
+	}
+	t.Logf("%d system calls for mapping and hypercalls, the session's others included:\n%s", calls, res.Stderr)
+	if calls == 0 || calls >= 100 {
+		t.Errorf("got %d system calls, want some, and fewer than 100", calls)
+	}
+
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != size {
+		t.Fatalf("got %d bytes, want %d", len(got), size)
+	}
+	for i, part := range slices.Collect(slices.Chunk(got, xen.PageSize)) {
+		comparePage(t, core, kind, textFrame+uint64(i), part)
+	}
+}
+
+// comparePage compares a page with the dump's.
+func comparePage(t *testing.T, core *xencore.Core, kind lab.Kind, pfn uint64, got []byte) {
+	t.Helper()
+	var want [xen.PageSize]byte
+	if err := page(core, kind, pfn, want[:]); err != nil {
+		t.Fatalf("pfn %#x: the server reads it, the dump does not have it: %v", pfn, err)
+	}
+	if i := firstDifference(got, want[:]); i >= 0 {
+		t.Fatalf("pfn %#x differs at byte %#x: got %#x, want %#x", pfn, i, got[i], want[i])
+	}
+}
