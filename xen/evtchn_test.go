@@ -74,6 +74,24 @@ func TestWaitHonoursContext(t *testing.T) {
 	}
 }
 
+// A context that ends just when an event comes leaves nothing behind that would
+// end the next Wait.
+func TestWaitRacesWithContext(t *testing.T) {
+	e, kernel := pairedChannels(t)
+	for range 3000 {
+		ctx, cancel := context.WithCancel(t.Context())
+		go cancel()
+		send(t, kernel, 9)
+		p, err := e.Wait(ctx)
+		if errors.Is(err, context.Canceled) {
+			p, err = e.Wait(t.Context())
+		}
+		if err != nil || p != 9 {
+			t.Fatalf("Wait gives %d, %v, want 9", p, err)
+		}
+	}
+}
+
 func TestCloseEndsWait(t *testing.T) {
 	e, _ := pairedChannels(t)
 	done := make(chan error)

@@ -63,12 +63,14 @@ func anyState(random *rand.Rand) x86.Registers {
 		switch reg.Name {
 		case "cs", "ss", "ds", "es", "fs", "gs", "fctrl", "fstat", "fop":
 			v &= 0xffff
-		case "ftag":
-			continue // below: what is in use decides
+		case "ftag", "fiseg", "fioff", "foseg", "fooff":
+			continue // below: what is in use decides, and halves of one
 		}
 		reg.store(&r, v)
 	}
 	r.FX[4] = byte(random.Uint32())
+	r.FX.SetInstructionPointer(random.Uint64())
+	r.FX.SetDataPointer(random.Uint64())
 	return r
 }
 
