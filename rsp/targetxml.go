@@ -10,8 +10,14 @@ import (
 	"strconv"
 )
 
-// vec128 is the type of an SSE register in gdb's own descriptions. It is not
-// predefined: a feature that uses it brings it along.
+// compound are types of gdb's own descriptions that are not predefined: a
+// feature that uses one brings it along.
+var compound = []struct{ id, xml string }{
+	{"vec128", vec128},
+	{"v2ui128", "<vector id=\"v2ui128\" type=\"uint128\" count=\"2\"/>\n"},
+}
+
+// vec128 is the type of an SSE register.
 const vec128 = `<vector id="v8bf16" type="bfloat16" count="8"/>
 <vector id="v4f" type="ieee_single" count="4"/>
 <vector id="v2d" type="ieee_double" count="2"/>
@@ -81,8 +87,10 @@ func (d *Description) AppendXML(x []byte) []byte {
 		for _, t := range f.Types {
 			x = t.appendXML(x)
 		}
-		if f.uses("vec128") {
-			x = append(x, vec128...)
+		for _, t := range compound {
+			if f.uses(t.id) {
+				x = append(x, t.xml...)
+			}
 		}
 		for _, r := range f.Registers {
 			x = r.appendXML(x, number)

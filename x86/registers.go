@@ -16,8 +16,10 @@ type Known uint16
 const (
 	KnownEFER Known = 1 << iota
 	KnownCR8
-	KnownKernelGSBase
 	KnownHighGPRs // r8 to r15
+	KnownAVX      // YMMH
+	KnownAVX512   // K, ZMMH, XMM16, YMMH16
+	KnownPKRU
 )
 
 // Registers is the state of a CPU as a debugger sees it.
@@ -33,7 +35,16 @@ type Registers struct {
 	CR0, CR2, CR3, CR4, CR8 uint64
 	EFER                    uint64
 
+	DR0, DR1, DR2, DR3, DR6, DR7 uint64
+
 	FX FXSave
+
+	YMMH   [16][16]byte // bits 128 to 255 of ymm0 to ymm15
+	K      [64]byte     // k0 to k7, 8 bytes each
+	ZMMH   [32][32]byte // bits 256 to 511 of zmm0 to zmm31
+	XMM16  [16][16]byte // xmm16 to xmm31
+	YMMH16 [16][16]byte // bits 128 to 255 of ymm16 to ymm31
+	PKRU   [4]byte
 
 	// Known tells which of the registers it names hold values.
 	Known Known
@@ -55,7 +66,9 @@ func Difference(a, b *Registers) string {
 var registerNames = func() []string {
 	special := map[string]string{
 		"RFLAGS": "eflags", "FSBase": "fs_base", "GSBase": "gs_base",
-		"KernelGSBase": "k_gs_base", "FX": "x87 or sse state", "Known": "set of known registers",
+		"KernelGSBase": "k_gs_base", "FX": "x87 or SSE state", "YMMH": "AVX state",
+		"ZMMH": "AVX-512 state", "XMM16": "AVX-512 state", "YMMH16": "AVX-512 state",
+		"K": "AVX-512 mask", "Known": "set of known registers",
 	}
 	var names []string
 	for _, field := range reflect.VisibleFields(reflect.TypeFor[Registers]()) {

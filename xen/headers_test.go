@@ -175,9 +175,9 @@ var headerNumbers = map[string][]int{
 	"trap_info.cs":                                         {2},
 	"trap_info.address":                                    {8},
 	"sizeof(struct hvm_hw_cpu)":                            {1032},
-	"hvm_hw_cpu.shadow_gs":                                 {944},
 	"hvm_hw_cpu.msr_efer":                                  {992},
-	"hvm_hw_cpu.cs_arbytes":                                {888},
+	"sizeof(struct hvm_hw_lapic_regs)":                     {1024},
+	"HVM_SAVE_CODE(LAPIC_REGS)":                            {6},
 	"HVM_SAVE_CODE(CPU)":                                   {2},
 }
 

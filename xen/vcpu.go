@@ -183,6 +183,20 @@ type ExtState struct {
 	Data     []byte // XCR0 u64, accumulated XCR0 u64, XSAVE area, not compacted
 }
 
+// XCR0 gives the components that the vCPU has enabled.
+func (s ExtState) XCR0() uint64 { return s.word(0) }
+
+// EverXCR0 gives the components that the vCPU ever had enabled, for which Area
+// has room.
+func (s ExtState) EverXCR0() uint64 { return s.word(8) }
+
+func (s ExtState) word(offset int) uint64 {
+	if len(s.Data) < 16 {
+		return 0
+	}
+	return binary.LittleEndian.Uint64(s.Data[offset:])
+}
+
 // Area gives the XSAVE area within Data, empty if the vCPU never used XSAVE.
 func (s ExtState) Area() []byte { return s.Data[min(16, len(s.Data)):] }
 
@@ -239,37 +253,60 @@ func (h *Host) SetVCPUExtState(domain DomID, vcpu int, s ExtState) error {
 	return asSetError(vcpu, h.domctlLocked(domctlSetVCPUExtState, domain, &u))
 }
 
-// HVMCPU is what a VCPUContext of an HVM or PVH guest lacks, from the CPU
-// record of its save state: struct hvm_hw_cpu of Xen's public header
-// arch-x86/hvm/save.h, at fixed offsets since 4.7.
+// HVMCPU is what a VCPUContext of an HVM or PVH guest lacks, from its save
+// state (Xen public header arch-x86/hvm/save.h).
 type HVMCPU struct {
-	EFER     uint64
-	ShadowGS uint64 // IA32_KERNEL_GS_BASE
-	CSFlags  uint32 // access rights of CS: bit 9 is L, bit 10 is D
+	EFER uint64
+	TPR  uint8 // the local APIC's task priority, of which CR8 is the upper half
 }
 
-// HVMCPU reads the CPU record of a vCPU of an HVM or PVH guest.
+// A saveRecord is a part of the save state of an HVM or PVH guest.
+type saveRecord struct {
+	typecode uint32
+	size     int
+}
+
+var (
+	saveCPU       = saveRecord{2, 1032} // struct hvm_hw_cpu, since 4.7
+	saveLAPICRegs = saveRecord{6, 1024} // struct hvm_hw_lapic_regs
+)
+
+// Offsets within the records.
+const (
+	saveCPUEFER  = 992
+	saveLAPICTPR = 0x80
+)
+
+// HVMCPU reads what a VCPUContext of an HVM or PVH guest lacks.
 func (h *Host) HVMCPU(domain DomID, vcpu int) (HVMCPU, error) {
-	const (
-		typeCPU = 2
-		size    = 1032
-	)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	mem, addr := h.payload(size)
+	var cpu HVMCPU
+	mem, err := h.savedLocked(domain, vcpu, saveCPU)
+	if err != nil {
+		return cpu, err
+	}
+	cpu.EFER = binary.LittleEndian.Uint64(mem[saveCPUEFER:])
+	if mem, err = h.savedLocked(domain, vcpu, saveLAPICRegs); err != nil {
+		return cpu, err
+	}
+	cpu.TPR = mem[saveLAPICTPR]
+	return cpu, nil
+}
+
+// savedLocked reads a record of a vCPU's save state. It stays until the next
+// call.
+// Preconditions: h.mu is held.
+func (h *Host) savedLocked(domain DomID, vcpu int, r saveRecord) ([]byte, error) {
+	mem, addr := h.payload(r.size)
 	clear(mem)
 	var u union
-	u.putU32(0, typeCPU)
+	u.putU32(0, r.typecode)
 	u.putU32(4, uint32(vcpu))
-	u.putU64(8, size)
+	u.putU64(8, uint64(r.size))
 	u.putU64(16, addr)
 	if err := h.domctlLocked(domctlGetHVMContextPartial, domain, &u); err != nil {
-		return HVMCPU{}, asVCPUError(vcpu, err)
+		return nil, asVCPUError(vcpu, err)
 	}
-	le := binary.LittleEndian
-	return HVMCPU{
-		EFER:     le.Uint64(mem[992:]),
-		ShadowGS: le.Uint64(mem[944:]),
-		CSFlags:  le.Uint32(mem[888:]),
-	}, nil
+	return mem, nil
 }

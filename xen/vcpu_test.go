@@ -216,7 +216,7 @@ func TestExtStateTooLarge(t *testing.T) {
 func TestHVMCPU(t *testing.T) {
 	x := xentest.New(t, xentest.Config{})
 	d := x.AddDomain(xentest.DomainConfig{ID: 3, Kind: xen.HVM, VCPUs: 2})
-	want := xen.HVMCPU{EFER: 0x500, ShadowGS: 0xffff888012345678, CSFlags: 0xc9b}
+	want := xen.HVMCPU{EFER: 0x500, TPR: 0xa0}
 	d.VCPU(1).HVM = want
 	h := x.Host()
 	if got, err := h.HVMCPU(3, 1); err != nil || got != want {

@@ -4,6 +4,9 @@ package debugger
 
 import "gdbserver-xen/rsp"
 
+// bits is a field of several bits.
+func bits(name string, from, to int) rsp.Flag { return rsp.Flag{Name: name, Start: from, End: to} }
+
 func bit(name string, n int) rsp.Flag { return rsp.Flag{Name: name, Start: n, End: n} }
 
 // eflagsType is GDB's own (SDM vol. 1, section 3.4.3).
@@ -40,3 +43,16 @@ var eferType = rsp.FlagsType{ID: "x64_efer", Bytes: 8, Flags: []rsp.Flag{
 	bit("SCE", 0), bit("LME", 8), bit("LMA", 10), bit("NXE", 11), bit("SVME", 12),
 	bit("LMSLE", 13), bit("FFXSR", 14), bit("TCE", 15),
 }}
+
+// dr6Type and dr7Type: SDM vol. 3B, section 18.2.
+var (
+	dr6Type = rsp.FlagsType{ID: "x64_dr6", Bytes: 8, Flags: []rsp.Flag{
+		bit("B0", 0), bit("B1", 1), bit("B2", 2), bit("B3", 3), bit("BD", 13), bit("BS", 14), bit("BT", 15),
+	}}
+	dr7Type = rsp.FlagsType{ID: "x64_dr7", Bytes: 8, Flags: []rsp.Flag{
+		bit("L0", 0), bit("G0", 1), bit("L1", 2), bit("G1", 3), bit("L2", 4), bit("G2", 5), bit("L3", 6), bit("G3", 7),
+		bit("LE", 8), bit("GE", 9), bit("GD", 13),
+		bits("RW0", 16, 17), bits("LEN0", 18, 19), bits("RW1", 20, 21), bits("LEN1", 22, 23),
+		bits("RW2", 24, 25), bits("LEN2", 26, 27), bits("RW3", 28, 29), bits("LEN3", 30, 31),
+	}}
+)

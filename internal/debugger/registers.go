@@ -1,7 +1,8 @@
 // This file says which registers a client sees, and how each is taken from and
 // put into the state of a vCPU. Names, order and types of the standard features
 // are GDB's (GDB manual, node "i386 Features"); the system registers are named
-// as QEMU names them. The description is the same for every guest and CPU mode.
+// as QEMU names them. The description depends on the processor alone, never on
+// the guest or its CPU mode, which may change during a session.
 
 package debugger
 
@@ -141,47 +142,93 @@ var segmentRegisters = []register{
 }
 
 var systemRegisters = []register{
-	u64("k_gs_base", "int64", func(r *x86.Registers) *uint64 { return &r.KernelGSBase }).only(x86.KnownKernelGSBase).system(),
+	u64("k_gs_base", "int64", func(r *x86.Registers) *uint64 { return &r.KernelGSBase }).system(),
 	u64("cr0", "x64_cr0", func(r *x86.Registers) *uint64 { return &r.CR0 }).system(),
 	u64("cr2", "int64", func(r *x86.Registers) *uint64 { return &r.CR2 }).system(),
 	u64("cr3", "int64", func(r *x86.Registers) *uint64 { return &r.CR3 }).system(),
 	u64("cr4", "x64_cr4", func(r *x86.Registers) *uint64 { return &r.CR4 }).system(),
 	u64("cr8", "int64", func(r *x86.Registers) *uint64 { return &r.CR8 }).only(x86.KnownCR8).system(),
 	u64("efer", "x64_efer", func(r *x86.Registers) *uint64 { return &r.EFER }).only(x86.KnownEFER).system(),
+	u64("dr0", "int64", func(r *x86.Registers) *uint64 { return &r.DR0 }).system(),
+	u64("dr1", "int64", func(r *x86.Registers) *uint64 { return &r.DR1 }).system(),
+	u64("dr2", "int64", func(r *x86.Registers) *uint64 { return &r.DR2 }).system(),
+	u64("dr3", "int64", func(r *x86.Registers) *uint64 { return &r.DR3 }).system(),
+	u64("dr6", "x64_dr6", func(r *x86.Registers) *uint64 { return &r.DR6 }).system(),
+	u64("dr7", "x64_dr7", func(r *x86.Registers) *uint64 { return &r.DR7 }).system(),
 }
 
-// registers is all of them, in the order of the description.
-var registers = func() []register {
+// vector describes a register of bytes that some vCPUs have.
+func vector(name string, bits int, typ string, known x86.Known, field func(r *x86.Registers) []byte) register {
+	return register{Register: rsp.Register{Name: name, Bits: bits, Type: typ}, wide: field, known: known}
+}
+
+var avxRegisters = func() []register {
 	var rs []register
-	rs = append(rs, coreRegisters...)
-	rs = append(rs, sseRegisters...)
-	rs = append(rs, segmentRegisters...)
-	return append(rs, systemRegisters...)
+	for i := range 16 {
+		rs = append(rs, vector(fmt.Sprintf("ymm%dh", i), 128, "uint128", x86.KnownAVX,
+			func(r *x86.Registers) []byte { return r.YMMH[i][:] }))
+	}
+	return rs
 }()
 
-// description is what the client is told of the registers.
-var description = &rsp.Description{
-	Architecture: "i386:x86-64",
-	Features: []rsp.Feature{
-		{Name: "org.gnu.gdb.i386.core", Types: []rsp.FlagsType{eflagsType}, Registers: described(coreRegisters)},
-		{Name: "org.gnu.gdb.i386.sse", Types: []rsp.FlagsType{mxcsrType}, Registers: described(sseRegisters)},
-		{Name: "org.gnu.gdb.i386.segments", Registers: described(segmentRegisters)},
-		{Name: "org.gdbserver-xen.i386.system", Types: []rsp.FlagsType{cr0Type, cr4Type, eferType}, Registers: described(systemRegisters)},
-	},
+var avx512Registers = func() []register {
+	var rs []register
+	add := func(format string, from, n, bits int, typ string, field func(r *x86.Registers, i int) []byte) {
+		for i := range n {
+			rs = append(rs, vector(fmt.Sprintf(format, from+i), bits, typ, x86.KnownAVX512,
+				func(r *x86.Registers) []byte { return field(r, i) }))
+		}
+	}
+	add("k%d", 0, 8, 64, "uint64", func(r *x86.Registers, i int) []byte { return r.K[8*i:][:8] })
+	add("zmm%dh", 0, 16, 256, "v2ui128", func(r *x86.Registers, i int) []byte { return r.ZMMH[i][:] })
+	add("xmm%d", 16, 16, 128, "vec128", func(r *x86.Registers, i int) []byte { return r.XMM16[i][:] })
+	add("ymm%dh", 16, 16, 128, "uint128", func(r *x86.Registers, i int) []byte { return r.YMMH16[i][:] })
+	add("zmm%dh", 16, 16, 256, "v2ui128", func(r *x86.Registers, i int) []byte { return r.ZMMH[16+i][:] })
+	return rs
+}()
+
+var pkeysRegisters = []register{
+	vector("pkru", 32, "int", x86.KnownPKRU, func(r *x86.Registers) []byte { return r.PKRU[:] }),
 }
 
-func described(rs []register) []rsp.Register {
-	out := make([]rsp.Register, len(rs))
-	for i := range rs {
-		out[i] = rs[i].Register
+// A layout is the registers of a description, in its order.
+type layout struct {
+	registers   []register
+	description *rsp.Description
+}
+
+// newLayout chooses the registers of a processor with these state components.
+func newLayout(features x86.Feature) layout {
+	l := layout{description: &rsp.Description{Architecture: "i386:x86-64"}}
+	add := func(name string, rs []register, types ...rsp.FlagsType) {
+		f := rsp.Feature{Name: name, Types: types}
+		for i := range rs {
+			f.Registers = append(f.Registers, rs[i].Register)
+		}
+		l.registers = append(l.registers, rs...)
+		l.description.Features = append(l.description.Features, f)
 	}
-	return out
+	add("org.gnu.gdb.i386.core", coreRegisters, eflagsType)
+	add("org.gnu.gdb.i386.sse", sseRegisters, mxcsrType)
+	add("org.gnu.gdb.i386.segments", segmentRegisters)
+	add("org.gdbserver-xen.i386.system", systemRegisters,
+		cr0Type, cr4Type, eferType, dr6Type, dr7Type)
+	if features&x86.FeatureAVX != 0 {
+		add("org.gnu.gdb.i386.avx", avxRegisters)
+	}
+	if features&x86.FeatureAVX512 == x86.FeatureAVX512 {
+		add("org.gnu.gdb.i386.avx512", avx512Registers)
+	}
+	if features&x86.FeaturePKRU != 0 {
+		add("org.gnu.gdb.i386.pkeys", pkeysRegisters)
+	}
+	return l
 }
 
 // toClient puts a vCPU's registers into those of the protocol.
-func toClient(r *x86.Registers, out *rsp.Registers) {
-	for i := range registers {
-		reg := &registers[i]
+func (l *layout) toClient(r *x86.Registers, out *rsp.Registers) {
+	for i := range l.registers {
+		reg := &l.registers[i]
 		switch {
 		case r.Known&reg.known != reg.known:
 		case reg.wide != nil:
@@ -194,9 +241,9 @@ func toClient(r *x86.Registers, out *rsp.Registers) {
 
 // fromClient puts those registers of the protocol that are known into a vCPU's.
 // One that the vCPU does not have gives its name.
-func fromClient(in *rsp.Registers, r *x86.Registers) (unknown string) {
-	for i := range registers {
-		reg := &registers[i]
+func (l *layout) fromClient(in *rsp.Registers, r *x86.Registers) (unknown string) {
+	for i := range l.registers {
+		reg := &l.registers[i]
 		value, ok := in.Bytes(i)
 		switch {
 		case !ok:

@@ -3,6 +3,7 @@ package debugger
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -11,8 +12,11 @@ import (
 	"gdbserver-xen/x86"
 )
 
+// full is the layout of a processor with all there is.
+var full = newLayout(^x86.Feature(0))
+
 func TestDescriptionIsValid(t *testing.T) {
-	if err := description.Validate(); err != nil {
+	if err := full.description.Validate(); err != nil {
 		t.Error(err)
 	}
 }
@@ -20,9 +24,9 @@ func TestDescriptionIsValid(t *testing.T) {
 // GDB wants the registers of its own features in an order of its own, and knows
 // them by number.
 func TestRegisterNumbers(t *testing.T) {
-	regs := rsp.NewRegisters(description)
-	if regs.Len() != len(registers) {
-		t.Fatalf("%d registers described, %d in the table", regs.Len(), len(registers))
+	regs := rsp.NewRegisters(full.description)
+	if regs.Len() != len(full.registers) {
+		t.Fatalf("%d registers described, %d in the table", regs.Len(), len(full.registers))
 	}
 	for name, want := range map[string]int{
 		"rax": 0, "rbp": 6, "rsp": 7, "r8": 8, "r15": 15, "rip": 16, "eflags": 17, "cs": 18, "gs": 23,
@@ -35,7 +39,7 @@ func TestRegisterNumbers(t *testing.T) {
 	}
 	var names []string
 	for _, i := range expedited {
-		names = append(names, registers[i].Name)
+		names = append(names, full.registers[i].Name)
 	}
 	if !slices.Equal(names, []string{"rbp", "rsp", "rip"}) {
 		t.Errorf("expedited registers %q", names)
@@ -43,13 +47,13 @@ func TestRegisterNumbers(t *testing.T) {
 }
 
 // allKnown are the registers that may be unknown.
-const allKnown = x86.KnownEFER | x86.KnownCR8 | x86.KnownKernelGSBase | x86.KnownHighGPRs
+const allKnown = x86.KnownEFER | x86.KnownCR8 | x86.KnownHighGPRs | x86.KnownAVX | x86.KnownAVX512 | x86.KnownPKRU
 
 // anyState gives registers at random, in what hardware can hold of them.
 func anyState(random *rand.Rand) x86.Registers {
 	r := x86.Registers{Known: allKnown}
-	for i := range registers {
-		reg := &registers[i]
+	for i := range full.registers {
+		reg := &full.registers[i]
 		if reg.wide != nil {
 			for j, b := 0, reg.wide(&r); j < len(b); j++ {
 				b[j] = byte(random.Uint32())
@@ -79,10 +83,10 @@ func TestRegistersRoundTrip(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4))
 	for range 2000 {
 		want := anyState(random)
-		regs := rsp.NewRegisters(description)
-		toClient(&want, regs)
+		regs := rsp.NewRegisters(full.description)
+		full.toClient(&want, regs)
 		got := x86.Registers{Known: want.Known}
-		if name := fromClient(regs, &got); name != "" {
+		if name := full.fromClient(regs, &got); name != "" {
 			t.Fatalf("%s is unknown", name)
 		}
 		if got != want {
@@ -94,28 +98,28 @@ func TestRegistersRoundTrip(t *testing.T) {
 // One register written by a client changes that one only, and reads back.
 func TestEachRegisterAlone(t *testing.T) {
 	random := rand.New(rand.NewPCG(5, 6))
-	for i := range registers {
-		reg := &registers[i]
+	for i := range full.registers {
+		reg := &full.registers[i]
 		t.Run(reg.Name, func(t *testing.T) {
 			state, source := anyState(random), anyState(random)
-			before := rsp.NewRegisters(description)
-			toClient(&state, before)
-			values := rsp.NewRegisters(description)
-			toClient(&source, values)
+			before := rsp.NewRegisters(full.description)
+			full.toClient(&state, before)
+			values := rsp.NewRegisters(full.description)
+			full.toClient(&source, values)
 			value, _ := values.Bytes(i)
 			value = bytes.Clone(value)
 			switch reg.Name {
 			case "ftag": // only empty or not can be written; the rest follows
 				binary.LittleEndian.PutUint32(value, 0xffff)
 			}
-			one := rsp.NewRegisters(description)
+			one := rsp.NewRegisters(full.description)
 			one.Set(i, value)
-			if name := fromClient(one, &state); name != "" {
+			if name := full.fromClient(one, &state); name != "" {
 				t.Fatalf("%s is unknown", name)
 			}
-			after := rsp.NewRegisters(description)
-			toClient(&state, after)
-			for j := range registers {
+			after := rsp.NewRegisters(full.description)
+			full.toClient(&state, after)
+			for j := range full.registers {
 				was, _ := before.Bytes(j)
 				is, _ := after.Bytes(j)
 				switch {
@@ -123,11 +127,11 @@ func TestEachRegisterAlone(t *testing.T) {
 					if !bytes.Equal(is, value) {
 						t.Errorf("wrote % x, reads % x", value, is)
 					}
-				case registers[j].Name == "ftag":
+				case full.registers[j].Name == "ftag":
 					// It tells of the values of st0 to st7 and depends on the
 					// top of the stack in fstat.
 				case !bytes.Equal(is, was):
-					t.Errorf("%s changed from % x to % x", registers[j].Name, was, is)
+					t.Errorf("%s changed from % x to % x", full.registers[j].Name, was, is)
 				}
 			}
 		})
@@ -136,37 +140,49 @@ func TestEachRegisterAlone(t *testing.T) {
 
 // The upper half of rflags has no place in the protocol, and stays.
 func TestUpperHalfOfRFLAGSStays(t *testing.T) {
-	regs := rsp.NewRegisters(description)
+	regs := rsp.NewRegisters(full.description)
 	r := x86.Registers{RFLAGS: 0x1_0000_0246}
 	i, _ := regs.Index("eflags")
 	regs.SetUint(i, 0x346)
-	if name := fromClient(regs, &r); name != "" || r.RFLAGS != 0x1_0000_0346 {
+	if name := full.fromClient(regs, &r); name != "" || r.RFLAGS != 0x1_0000_0346 {
 		t.Errorf("rflags %#x, unknown %q", r.RFLAGS, name)
 	}
 }
 
+// numbered gives the names of n registers.
+func numbered(format string, from, n int) []string {
+	var names []string
+	for i := range n {
+		names = append(names, fmt.Sprintf(format, from+i))
+	}
+	return names
+}
+
 func TestUnknownRegistersStayUnknown(t *testing.T) {
 	for known, names := range map[x86.Known][]string{
-		allKnown &^ x86.KnownEFER:         {"efer"},
-		allKnown &^ x86.KnownCR8:          {"cr8"},
-		allKnown &^ x86.KnownKernelGSBase: {"k_gs_base"},
-		allKnown &^ x86.KnownHighGPRs:     {"r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"},
+		allKnown &^ x86.KnownEFER:     {"efer"},
+		allKnown &^ x86.KnownCR8:      {"cr8"},
+		allKnown &^ x86.KnownHighGPRs: {"r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"},
+		allKnown &^ x86.KnownAVX:      numbered("ymm%dh", 0, 16),
+		allKnown &^ x86.KnownAVX512: slices.Concat(numbered("k%d", 0, 8), numbered("zmm%dh", 0, 32),
+			numbered("xmm%d", 16, 16), numbered("ymm%dh", 16, 16)),
+		allKnown &^ x86.KnownPKRU: {"pkru"},
 	} {
 		r := anyState(rand.New(rand.NewPCG(7, 8)))
 		r.Known = known
-		regs := rsp.NewRegisters(description)
-		toClient(&r, regs)
-		for i := range registers {
-			if want := !slices.Contains(names, registers[i].Name); regs.Known(i) != want {
-				t.Errorf("%s known: %v, want %v", registers[i].Name, regs.Known(i), want)
+		regs := rsp.NewRegisters(full.description)
+		full.toClient(&r, regs)
+		for i := range full.registers {
+			if want := !slices.Contains(names, full.registers[i].Name); regs.Known(i) != want {
+				t.Errorf("%s known: %v, want %v", full.registers[i].Name, regs.Known(i), want)
 			}
 		}
 		for _, name := range names {
-			one := rsp.NewRegisters(description)
+			one := rsp.NewRegisters(full.description)
 			i, _ := one.Index(name)
 			one.SetUint(i, 1)
 			before := r
-			if got := fromClient(one, &r); got != name || r != before {
+			if got := full.fromClient(one, &r); got != name || r != before {
 				t.Errorf("writing %s: refused for %q, changed: %v", name, got, r != before)
 			}
 		}

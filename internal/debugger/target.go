@@ -30,6 +30,7 @@ const deathPoll = 100 * time.Millisecond
 type Target struct {
 	guest     *guest.Guest
 	log       *slog.Logger
+	layout    layout
 	stop      rsp.StopReply
 	interrupt chan struct{} // holds one request to stop
 }
@@ -42,13 +43,13 @@ var (
 // New makes a Target of a guest that is attached to, and so paused. The Target
 // owns the guest from then on: Detach gives it back.
 func New(g *guest.Guest, log *slog.Logger) *Target {
-	t := &Target{guest: g, log: log.With("layer", "debugger"), interrupt: make(chan struct{}, 1)}
+	t := &Target{guest: g, log: log.With("layer", "debugger"), layout: newLayout(g.Features()), interrupt: make(chan struct{}, 1)}
 	t.stop = t.stopped(signalTRAP)
 	return t
 }
 
 // Description gives the registers.
-func (t *Target) Description() *rsp.Description { return description }
+func (t *Target) Description() *rsp.Description { return t.layout.description }
 
 // thread gives the thread of a vCPU.
 func (t *Target) thread(vcpu int) rsp.ThreadID {
@@ -111,7 +112,7 @@ func (t *Target) ReadRegisters(id rsp.ThreadID, regs *rsp.Registers) error {
 	if err != nil {
 		return clientError(err)
 	}
-	toClient(&r, regs)
+	t.layout.toClient(&r, regs)
 	return nil
 }
 
@@ -122,7 +123,7 @@ func (t *Target) WriteRegisters(id rsp.ThreadID, regs *rsp.Registers) error {
 	if err != nil {
 		return clientError(err)
 	}
-	if name := fromClient(regs, &r); name != "" {
+	if name := t.layout.fromClient(regs, &r); name != "" {
 		return fmt.Errorf("vCPU %d: %s: %w: its value cannot be known", n, name, rsp.ErrNotSupported)
 	}
 	return clientError(t.guest.SetRegisters(n, r))
@@ -239,10 +240,11 @@ func (t *Target) ended() rsp.StopReply {
 	return t.stop
 }
 
-// expedited are the registers that a client asks for first: rbp, rsp and rip.
+// expedited are the registers that a client asks for first: rbp, rsp and rip, by
+// their numbers, which are the same in every description.
 var expedited = func() []int {
 	var list []int
-	for i, r := range registers {
+	for i, r := range coreRegisters {
 		if slices.Contains([]string{"rbp", "rsp", "rip"}, r.Name) {
 			list = append(list, i)
 		}

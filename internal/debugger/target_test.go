@@ -104,7 +104,7 @@ func TestThreadsOfRunningGuest(t *testing.T) {
 	if err != nil || len(got) != 1 || got[0].Info != "running" {
 		t.Errorf("got %+v, %v", got, err)
 	}
-	if err := target.ReadRegisters(thread(1), rsp.NewRegisters(description)); !errors.Is(err, rsp.ErrRunning) {
+	if err := target.ReadRegisters(thread(1), rsp.NewRegisters(target.Description())); !errors.Is(err, rsp.ErrRunning) {
 		t.Errorf("registers: %v, want ErrRunning", err)
 	}
 	if _, err := target.ReadMemory(thread(1), text, make([]byte, 1)); !errors.Is(err, rsp.ErrRunning) {
@@ -135,7 +135,7 @@ func TestRegistersOfThreads(t *testing.T) {
 		d.VCPU(0).Context.RIP, d.VCPU(1).Context.RIP = text+1, text+2
 		d.VCPU(0).Blocked = true
 	})
-	regs := rsp.NewRegisters(description)
+	regs := rsp.NewRegisters(target.Description())
 	rip, _ := regs.Index("rip")
 	for id, want := range map[rsp.ThreadID]uint64{
 		thread(1): text + 1, thread(2): text + 2,
@@ -156,7 +156,7 @@ func TestRegistersOfThreads(t *testing.T) {
 		t.Errorf("thread 3: %v, want ErrNoThread", err)
 	}
 
-	one := rsp.NewRegisters(description)
+	one := rsp.NewRegisters(target.Description())
 	one.SetUint(rip, text+3)
 	if err := target.WriteRegisters(thread(2), one); err != nil {
 		t.Fatal(err)
@@ -172,7 +172,7 @@ func TestRegistersOfThreads(t *testing.T) {
 // All of a G packet goes back as it came, since nothing differs.
 func TestWriteBackAllRegisters(t *testing.T) {
 	target, _, x := newTarget(t, xentest.Config{}, xen.PVH, 1, nil)
-	regs := rsp.NewRegisters(description)
+	regs := rsp.NewRegisters(target.Description())
 	if err := target.ReadRegisters(thread(1), regs); err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +189,7 @@ func TestWriteRegistersRefused(t *testing.T) {
 		t.Helper()
 		target, d, x := newTarget(t, config, kind, 1, nil)
 		before := d.VCPU(0).Context
-		regs := rsp.NewRegisters(description)
+		regs := rsp.NewRegisters(target.Description())
 		rax, _ := regs.Index("rax")
 		i, _ := regs.Index(name)
 		regs.SetUint(rax, 0x1234)
@@ -371,7 +371,7 @@ func TestWaitCrash(t *testing.T) {
 	if d.Pauses() != 1 {
 		t.Errorf("pause count %d, want 1: it is to be looked at", d.Pauses())
 	}
-	if err := target.ReadRegisters(thread(1), rsp.NewRegisters(description)); err != nil {
+	if err := target.ReadRegisters(thread(1), rsp.NewRegisters(target.Description())); err != nil {
 		t.Errorf("registers of a crashed guest: %v", err)
 	}
 }

@@ -32,12 +32,14 @@ var ErrNotPaused = errors.New("guest is running")
 // A Guest is a domain that is being debugged. Its methods must not be called
 // from several goroutines at once.
 type Guest struct {
-	host   *xen.Host
-	id     xen.DomID
-	kind   xen.Kind
-	mem    memory
-	vcpus  []vcpu
-	paused bool // by us
+	host     *xen.Host
+	id       xen.DomID
+	kind     xen.Kind
+	mem      memory
+	vcpus    []vcpu
+	features x86.Feature
+	layout   x86.XSaveLayout
+	paused   bool // by us
 }
 
 // Attach pauses a domain and takes hold of it. The errors ErrDom0, ErrReserved,
@@ -67,7 +69,7 @@ func attach(host *xen.Host, id xen.DomID) (*Guest, error) {
 		return nil, ErrBuilding
 	}
 
-	g := &Guest{host: host, id: id, kind: info.Kind, vcpus: make([]vcpu, info.VCPUs)}
+	g := &Guest{host: host, id: id, kind: info.Kind, vcpus: make([]vcpu, info.VCPUs), layout: x86.ThisXSaveLayout()}
 	switch info.Kind {
 	case xen.PV:
 		width, err := host.AddressSize(id)
@@ -99,7 +101,11 @@ func attach(host *xen.Host, id xen.DomID) (*Guest, error) {
 // but a guest may take that off.
 func (g *Guest) probe() error {
 	for n := range g.vcpus {
-		if _, err := g.context(n); !errors.Is(err, xen.ErrVCPUOffline) {
+		c, err := g.context(n)
+		if err == nil {
+			g.features = x86.Feature(c.ext.Features)
+		}
+		if !errors.Is(err, xen.ErrVCPUOffline) {
 			return err
 		}
 	}
@@ -111,6 +117,10 @@ func (g *Guest) ID() xen.DomID { return g.id }
 
 // Kind gives the domain's kind.
 func (g *Guest) Kind() xen.Kind { return g.kind }
+
+// Features gives the state components that the processor has, and so all that a
+// vCPU may have.
+func (g *Guest) Features() x86.Feature { return g.features }
 
 // Info gives the domain's state.
 func (g *Guest) Info() (xen.DomainInfo, error) { return g.host.DomainInfo(g.id) }

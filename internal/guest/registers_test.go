@@ -28,6 +28,7 @@ func fill(v *xentest.VCPU) {
 	c.DS, c.ES, c.FS, c.GS = 0x2b, 0x2c, 0x63, 0x6b
 	c.FSBase, c.GSBaseKernel, c.GSBaseUser = 0x7f0000000000, 0xffff88807d800000, 0x7f1111111000
 	c.ControlRegs[2] = 0xdeadbeef000
+	c.DebugRegs = [8]uint64{0x1000, 0x2000, 0x3000, 0x4000, 0, 0, 0xffff0ff0, 0x400}
 	fx := x86.FXInit
 	for i := range 16 {
 		copy(fx.XMM(i), pattern(i, 16))
@@ -48,7 +49,7 @@ func fill(v *xentest.VCPU) {
 // filled are the registers that fill gives, in kernel mode.
 func filled(v *xentest.VCPU) x86.Registers {
 	c := &v.Context
-	return x86.Registers{
+	r := x86.Registers{
 		RAX: 0xa, RBX: 0xb, RCX: 0xc, RDX: 0xd,
 		RSI: 0x51, RDI: 0xd1, RBP: 0xffffc90000001000, RSP: 0xffffc90000000f00,
 		R8: 8, R9: 9, R10: 10, R11: 11, R12: 12, R13: 13, R14: 14, R15: 15,
@@ -56,8 +57,16 @@ func filled(v *xentest.VCPU) x86.Registers {
 		CS: c.CS, SS: c.SS, DS: 0x2b, ES: 0x2c, FS: 0x63, GS: 0x6b,
 		FSBase: 0x7f0000000000, GSBase: 0xffff88807d800000, KernelGSBase: 0x7f1111111000,
 		CR0: c.ControlRegs[0], CR2: 0xdeadbeef000, CR3: c.ControlRegs[3], CR4: c.ControlRegs[4],
-		FX: c.FPU, Known: x86.KnownKernelGSBase | x86.KnownHighGPRs,
+		DR0: 0x1000, DR1: 0x2000, DR2: 0x3000, DR3: 0x4000, DR6: 0xffff0ff0, DR7: 0x400,
+		FX: c.FPU, Known: x86.KnownHighGPRs,
 	}
+	if len(v.Ext) > 0 {
+		for i := range r.YMMH {
+			copy(r.YMMH[i][:], pattern(77, 256)[16*i:])
+		}
+		r.Known |= x86.KnownAVX
+	}
+	return r
 }
 
 func TestRegisters(t *testing.T) {
@@ -67,6 +76,7 @@ func TestRegisters(t *testing.T) {
 			kernel, user := f.d.VCPU(0), f.d.VCPU(1)
 			fill(kernel)
 			fill(user)
+			kernel.HVM.TPR, user.HVM.TPR = 0x7f, 0x70
 			user.Context.Flags &^= xen.VGCFInKernel
 			if kind != xen.PV {
 				user.Context.CS = 0x33
@@ -76,8 +86,8 @@ func TestRegisters(t *testing.T) {
 			g := f.attach(t)
 			for n := range want {
 				if kind != xen.PV {
-					want[n].EFER = 0xd01
-					want[n].Known |= x86.KnownEFER
+					want[n].EFER, want[n].CR8 = 0xd01, 7
+					want[n].Known |= x86.KnownEFER | x86.KnownCR8
 				}
 				got, err := g.Registers(n)
 				if err != nil {

@@ -140,18 +140,20 @@ func (g *Guest) decode(c *vcpu) x86.Registers {
 		FSBase: ctx.FSBase, GSBase: *active, KernelGSBase: *other,
 		CR0: ctx.ControlRegs[0], CR2: ctx.ControlRegs[2],
 		CR3: ctx.ControlRegs[3], CR4: ctx.ControlRegs[4],
+		DR0: ctx.DebugRegs[0], DR1: ctx.DebugRegs[1], DR2: ctx.DebugRegs[2], DR3: ctx.DebugRegs[3],
+		DR6: ctx.DebugRegs[6], DR7: ctx.DebugRegs[7],
 		FX:    ctx.FPU,
-		Known: x86.KnownKernelGSBase | x86.KnownHighGPRs,
+		Known: x86.KnownHighGPRs,
 	}
 	if g.host.Quirks().ContextLosesR8toR15 {
 		r.Known &^= x86.KnownHighGPRs
 	}
-	if fx, ok := x86.FXFromXSave(c.ext.Area()); ok {
-		r.FX = fx
-	}
+	xsave := g.xsave(c)
+	xsave.Load(&r)
 	if g.kind != xen.PV {
 		r.EFER = c.hvm.EFER
-		r.Known |= x86.KnownEFER
+		r.CR8 = uint64(c.hvm.TPR >> 4)
+		r.Known |= x86.KnownEFER | x86.KnownCR8
 	}
 	return r
 }
@@ -177,10 +179,23 @@ func (g *Guest) encode(c *vcpu, r *x86.Registers) {
 		ctx.FPU = r.FX
 		ctx.Flags |= xen.VGCFI387Valid
 	}
+	d := &ctx.DebugRegs
+	d[0], d[1], d[2], d[3], d[6], d[7] = r.DR0, r.DR1, r.DR2, r.DR3, r.DR6, r.DR7
 	// setvcpucontext resets what lies beyond SSE, so the whole state goes back
-	// after it, with our x87 and SSE part.
+	// after it.
 	c.ext.Data = bytes.Clone(c.ext.Data)
-	x86.FXToXSave(c.ext.Area(), &r.FX)
+	xsave := g.xsave(c)
+	xsave.Store(r)
+}
+
+// xsave gives a vCPU's XSAVE state.
+func (g *Guest) xsave(c *vcpu) x86.XSave {
+	return x86.XSave{
+		Layout: &g.layout,
+		XCR0:   x86.Feature(c.ext.XCR0()),
+		Ever:   x86.Feature(c.ext.EverXCR0()),
+		Area:   c.ext.Area(),
+	}
 }
 
 // SetRegisters writes the registers of a vCPU and reads them back: all or,

@@ -346,14 +346,17 @@ func (c *conn) getHVMContextPartial(d *Domain, u []byte) unix.Errno {
 	le := binary.LittleEndian
 	v := d.vcpu(u[4:])
 	switch {
-	case d.Kind == xen.PV, d.Dying, le.Uint32(u) != 2:
+	case d.Kind == xen.PV, d.Dying:
 		return unix.EINVAL
 	case v == nil:
 		return unix.ENOENT
 	case !v.Online:
 		return unix.ENODATA
 	}
-	record := v.hvmRecord()
+	record := v.hvmRecord(le.Uint32(u))
+	if record == nil {
+		return unix.EINVAL
+	}
 	size, buf := le.Uint64(u[8:]), le.Uint64(u[16:])
 	le.PutUint64(u[8:], uint64(len(record)))
 	if buf == 0 {

@@ -121,7 +121,7 @@ func (x *Hypervisor) newVCPU(kind xen.Kind, n int) *VCPU {
 	} else {
 		c.CS, c.SS = 0x10, 0x18
 		c.ControlRegs[4] = 0x6f0
-		v.HVM = xen.HVMCPU{EFER: 0xd01, CSFlags: 0xa9b}
+		v.HVM = xen.HVMCPU{EFER: 0xd01}
 	}
 	if !x.config.NoXSAVE {
 		v.Ext = make([]byte, xsaveBytes)
@@ -306,20 +306,19 @@ func (d *Domain) setContext(v *VCPU, c xen.VCPUContext) unix.Errno {
 	return 0
 }
 
-// Registers in the CPU record of an HVM vCPU's save state (struct hvm_hw_cpu).
-const (
-	hvmCPUSize     = 1032
-	hvmCPUShadowGS = 944
-	hvmCPUEFER     = 992
-	hvmCPUCSFlags  = 888
-)
-
-func (v *VCPU) hvmRecord() []byte {
-	b := make([]byte, hvmCPUSize)
-	binary.LittleEndian.PutUint64(b[hvmCPUEFER:], v.HVM.EFER)
-	binary.LittleEndian.PutUint64(b[hvmCPUShadowGS:], v.HVM.ShadowGS)
-	binary.LittleEndian.PutUint32(b[hvmCPUCSFlags:], v.HVM.CSFlags)
-	return b
+// hvmRecord gives a record of a vCPU's save state by its type, or nil.
+func (v *VCPU) hvmRecord(typecode uint32) []byte {
+	switch typecode {
+	case 2: // struct hvm_hw_cpu
+		b := make([]byte, 1032)
+		binary.LittleEndian.PutUint64(b[992:], v.HVM.EFER)
+		return b
+	case 6: // struct hvm_hw_lapic_regs
+		b := make([]byte, 1024)
+		b[0x80] = v.HVM.TPR
+		return b
+	}
+	return nil
 }
 
 // String gives the domain as "domain 3".
