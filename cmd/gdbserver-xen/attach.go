@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -166,16 +167,16 @@ func (s *server) announce(g *guest.Guest, l listener) {
 	}
 }
 
-// reachable gives an address that a client can type: this machine's name in
-// place of "any address".
+// reachable gives an address that a client can type: this machine's name, or
+// HOST if it has none, in place of "any address".
 func reachable(address string) string {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil || !net.ParseIP(host).IsUnspecified() {
 		return address
 	}
 	name, err := os.Hostname()
-	if err != nil {
-		return address
+	if err != nil || strings.HasPrefix(name, "(") || name == "localhost" { // Linux begins as "(none)"
+		name = "HOST"
 	}
 	return net.JoinHostPort(name, port)
 }
@@ -215,6 +216,9 @@ func (s *server) serve(ctx context.Context, g *guest.Guest) error {
 		}
 		g = nil
 		switch {
+		case s.gone():
+			say(s.out, "domain %d is gone", s.id)
+			return nil
 		case ctx.Err() != nil:
 			say(s.out, "stopped by a signal, domain %d is as it was", s.id)
 			return nil
@@ -226,6 +230,12 @@ func (s *server) serve(ctx context.Context, g *guest.Guest) error {
 			return nil
 		}
 	}
+}
+
+// gone tells whether the domain was destroyed: no client can have it any more.
+func (s *server) gone() bool {
+	info, err := s.host.DomainInfo(s.id)
+	return errors.Is(err, xen.ErrNoDomain) || err == nil && info.Dying
 }
 
 // giveBack detaches when no client is there.
