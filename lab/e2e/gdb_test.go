@@ -31,7 +31,7 @@ func TestBacktrace(t *testing.T) {
 		`Thread \d+\.1 "vCPU 0"`,
 		`Thread \d+\.2 "vCPU 1"`,
 		`#\d+ +(0x\w+ in )?entry_SYSCALL_64.* at .*arch/x86/entry/entry_64\.S:\d+`,
-		`#\d+ +0x\w+ in .*do_syscall_64.* at arch/x86/entry/common\.c:\d+`,
+		`#\d+ .*do_syscall_64.* at arch/x86/entry/common\.c:\d+`,
 		`\$1 = "swapper/0`,
 		`\$2 = \{0x4c, 0x69, 0x6e, 0x75\}`, // Linu
 		`cr0 .*\[ PE .*PG \]`,
