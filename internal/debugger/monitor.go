@@ -24,12 +24,23 @@ func init() {
 			}
 			return nil
 		}},
+		{"caps", "tell what can be done with this guest, and why not", func(t *Target, out func(string)) error {
+			return WriteCapabilities(writerFunc(out), t.guest)
+		}},
 		{"stats", "count what the server has asked of the hypervisor", func(t *Target, out func(string)) error {
 			s := t.guest.Stats()
 			out(fmt.Sprintf("hypercalls %d\nmappings   %d\nframes     %d\n", s.Hypercalls, s.Mappings, s.Frames))
 			return nil
 		}},
 	}
+}
+
+// writerFunc makes the output of a monitor command an io.Writer.
+type writerFunc func(string)
+
+func (f writerFunc) Write(p []byte) (int, error) {
+	f(string(p))
+	return len(p), nil
 }
 
 // Monitor runs a monitor command.

@@ -45,6 +45,7 @@ func (v *view) cr3(addr uint64) uint64 {
 type memory interface {
 	read(v *view, addr uint64, p []byte) (int, error)
 	write(v *view, addr uint64, p []byte) error
+	writable(v *view, addr uint64) error
 	// drop forgets everything and unmaps all frames.
 	drop() error
 }
@@ -176,8 +177,11 @@ func (m *frames[F]) fill(v *view, addr, n uint64) ([]byte, error) {
 		missing []F
 	)
 	for i := range count {
-		at := (first.page + uint64(i)) * xen.PageSize
-		if i > 0 && at < addr {
+		at := addr
+		if i > 0 {
+			at = (first.page + uint64(i)) * xen.PageSize
+		}
+		if at < addr {
 			break
 		}
 		tr, err := m.walk(v, at)
@@ -218,36 +222,13 @@ func (m *frames[F]) write(v *view, addr uint64, p []byte) (err error) {
 	if len(p) == 0 {
 		return nil
 	}
-	if addr+uint64(len(p))-1 < addr {
-		return fmt.Errorf("write %#x: %w: end of the address space", addr, ErrUnmapped)
-	}
-	if err := m.makeRoom(); err != nil {
+	mapping, err := m.mapForWriting(v, addr, uint64(len(p)))
+	if err != nil {
 		return err
 	}
-	var targets []F
-	for at := addr &^ (xen.PageSize - 1); ; at += xen.PageSize {
-		tr, err := m.walk(v, max(at, addr))
-		if err != nil {
-			return fmt.Errorf("write %#x: %w: %w", max(at, addr), ErrUnmapped, err)
-		}
-		targets = append(targets, tr.Frame)
-		if addr+uint64(len(p))-1-at < xen.PageSize {
-			break
-		}
-	}
-	mapping, err := m.mapFrames(targets, true)
-	if err != nil {
-		return fmt.Errorf("write %#x: %w", addr, err)
-	}
 	defer func() { err = errors.Join(err, mapping.Close()) }()
-	for i := range targets {
-		if _, err := mapping.Page(i); err != nil {
-			at := max(addr, (addr/xen.PageSize+uint64(i))*xen.PageSize)
-			return fmt.Errorf("write %#x: %w", at, err)
-		}
-	}
 	offset := addr % xen.PageSize
-	for i := range targets {
+	for i := range mapping.Len() {
 		page, _ := mapping.Page(i)
 		p = p[copy(page[offset:], p):]
 		offset = 0
@@ -255,4 +236,47 @@ func (m *frames[F]) write(v *view, addr uint64, p []byte) (err error) {
 	// The bytes may have been page-table entries.
 	clear(m.tlb)
 	return nil
+}
+
+// writable tells whether the byte at addr can be written, and leaves it alone.
+func (m *frames[F]) writable(v *view, addr uint64) error {
+	mapping, err := m.mapForWriting(v, addr, 1)
+	if err != nil {
+		return err
+	}
+	return mapping.Close()
+}
+
+// mapForWriting maps the pages of n bytes, all of them or none.
+// Preconditions: n > 0.
+func (m *frames[F]) mapForWriting(v *view, addr, n uint64) (*xen.Mapping, error) {
+	last := addr + n - 1
+	if last < addr {
+		return nil, fmt.Errorf("write %#x: %w: end of the address space", addr, ErrUnmapped)
+	}
+	if err := m.makeRoom(); err != nil {
+		return nil, err
+	}
+	var targets []F
+	for at := addr &^ (xen.PageSize - 1); ; at += xen.PageSize {
+		tr, err := m.walk(v, max(at, addr))
+		if err != nil {
+			return nil, fmt.Errorf("write %#x: %w: %w", max(at, addr), ErrUnmapped, err)
+		}
+		targets = append(targets, tr.Frame)
+		if last-at < xen.PageSize {
+			break
+		}
+	}
+	mapping, err := m.mapFrames(targets, true)
+	if err != nil {
+		return nil, fmt.Errorf("write %#x: %w", addr, err)
+	}
+	for i := range targets {
+		if _, err := mapping.Page(i); err != nil {
+			at := max(addr, (addr/xen.PageSize+uint64(i))*xen.PageSize)
+			return nil, errors.Join(fmt.Errorf("write %#x: %w", at, err), mapping.Close())
+		}
+	}
+	return mapping, nil
 }

@@ -19,18 +19,14 @@ import (
 // system call has a stack that reaches the kernel's entry, with file and line.
 func TestBacktrace(t *testing.T) {
 	h := host(t, machine)
-	vmlinux, err := h.Symbols(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
 	g := labtest.Guest(t, h, lab.GuestConfig{Cmdline: "work=kernel"})
 	s := attach(t, h, g)
 	out := s.gdb("-ex", "info threads", "-ex", "thread apply all bt", "-ex", "p init_task.comm",
-		"-ex", "p/x *(unsigned char(*)[4])linux_banner", "-ex", "info registers cr0 efer", "-ex", "detach", vmlinux)
+		"-ex", "p/x *(unsigned char(*)[4])linux_banner", "-ex", "info registers cr0 efer", "-ex", "detach", symbols(t, h))
 	for _, want := range []string{
 		`Thread \d+\.1 "vCPU 0"`,
 		`Thread \d+\.2 "vCPU 1"`,
-		`#\d+ +(0x\w+ in )?entry_SYSCALL_64.* at .*arch/x86/entry/entry_64\.S:\d+`,
+		entryFrame.String(),
 		`#\d+ .*do_syscall_64.* at arch/x86/entry/common\.c:\d+`,
 		`\$1 = "swapper/0`,
 		`\$2 = \{0x4c, 0x69, 0x6e, 0x75\}`, // Linu
@@ -104,25 +100,14 @@ func TestWriteMemory(t *testing.T) {
 	h, g := idle(t, machine)
 	s := attach(t, h, g)
 	c := s.dial()
-	// The last bytes of the guest's memory below 16 MB are free in a kernel that
-	// is loaded at 16 MB: write there and put back what was there.
-	const addr = directMap + 0xfff000 - 8
-	before := c.read(addr, 16)
-	if len(before) != 16 {
-		t.Fatalf("read %d bytes, want 16", len(before))
-	}
-	c.want(fmt.Sprintf("M%x,10:00112233445566778899aabbccddeeff", uint64(addr)), "OK")
-	if got := fmt.Sprintf("%x", c.read(addr, 16)); got != "00112233445566778899aabbccddeeff" {
-		t.Errorf("read back %s", got)
-	}
-	c.want(fmt.Sprintf("M%x,10:%x", uint64(addr), before), "OK")
+	writeAndRestore(t, c)
 
 	// The page after the end of memory is not there.
 	end := uint64(directMap + 256<<20)
 	for len(c.read(end-4096, 1)) == 0 {
 		end -= 4096
 	}
-	before = c.read(end-4, 4)
+	before := c.read(end-4, 4)
 	if reply := c.must(fmt.Sprintf("M%x,8:ffffffffffffffff", end-4)); !strings.HasPrefix(reply, "E") {
 		t.Errorf("write over the end of memory: got reply %q", reply)
 	}

@@ -41,8 +41,6 @@ func xenctx(t *testing.T, h *lab.Host, g *lab.Guest, vcpu int) map[string]uint64
 
 // All registers that xenctx knows have the values that it prints.
 func TestRegistersEqualXenctx(t *testing.T) {
-	wanted := strings.Fields(`rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip eflags
-		cs ss ds es fs gs fs_base gs_base k_gs_base cr0 cr2 cr3 cr4`)
 	h := host(t, machine)
 	for _, work := range []string{"", "work=busy"} {
 		name := "idle"
@@ -53,31 +51,36 @@ func TestRegistersEqualXenctx(t *testing.T) {
 			g := labtest.Guest(t, h, lab.GuestConfig{Cmdline: work})
 			s := attach(t, h, g)
 			c := s.dial()
-			for vcpu := range 2 {
-				want := xenctx(t, h, g, vcpu)
-				c.want(fmt.Sprintf("Hgp%x.%x", g.ID(), vcpu+1), "OK")
-				got := registers(c)
-				for _, reg := range wanted {
-					if reg == "gs_base" || reg == "k_gs_base" {
-						continue // below
-					}
-					if w, ok := want[reg]; !ok || got[reg] != w {
-						t.Errorf("vCPU %d: %s: got %#x, want %#x (xenctx has it: %v)", vcpu, reg, got[reg], w, ok)
-					}
-				}
-				bases := []uint64{got["gs_base"], got["k_gs_base"]}
-				if user := got["rip"]>>63 == 0; user {
-					slices.Reverse(bases)
-				}
-				if bases[0] != want["gs_base"] || bases[1] != want["k_gs_base"] {
-					t.Errorf("vCPU %d: gs: got bases %#x, want %#x and %#x", vcpu, bases, want["gs_base"], want["k_gs_base"])
-				}
-			}
+			compareRegisters(t, c, h, g)
 			c.want("D", "OK")
 			s.exit()
 			ticks(t, g)
 			healthy(t, g)
 		})
+	}
+}
+
+// compareRegisters compares the registers of all vCPUs with xenctx's.
+func compareRegisters(t *testing.T, c *client, h *lab.Host, g *lab.Guest) {
+	t.Helper()
+	names := strings.Fields(`rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip eflags
+		cs ss ds es fs gs fs_base cr0 cr2 cr3 cr4 dr0 dr1 dr2 dr3 dr6 dr7`)
+	for vcpu := range g.Config().VCPUs {
+		want := xenctx(t, h, g, vcpu)
+		c.want(fmt.Sprintf("Hgp%x.%x", g.ID(), vcpu+1), "OK")
+		got := registers(c)
+		for _, name := range names {
+			if w, ok := want[name]; !ok || got[name] != w {
+				t.Errorf("vCPU %d: %s: got %#x, want %#x (xenctx has it: %v)", vcpu, name, got[name], w, ok)
+			}
+		}
+		bases := []uint64{got["gs_base"], got["k_gs_base"]}
+		if user := got["rip"]>>63 == 0; user {
+			slices.Reverse(bases)
+		}
+		if bases[0] != want["gs_base"] || bases[1] != want["k_gs_base"] {
+			t.Errorf("vCPU %d: gs: got bases %#x, want %#x and %#x", vcpu, bases, want["gs_base"], want["k_gs_base"])
+		}
 	}
 }
 
