@@ -17,6 +17,7 @@ const (
 	KnownEFER Known = 1 << iota
 	KnownCR8
 	KnownHighGPRs // r8 to r15
+	KnownBases    // FSBase, GSBase, KernelGSBase
 	KnownAVX      // YMMH
 	KnownAVX512   // K, ZMMH, XMM16, YMMH16
 	KnownPKRU

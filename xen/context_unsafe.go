@@ -8,3 +8,8 @@ import "unsafe"
 func (ctx *VCPUContext) bytes() []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(ctx)), contextSize)
 }
+
+// bytes gives ctx itself, not a copy.
+func (ctx *VCPUContext32) bytes() []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(ctx)), contextSize32)
+}

@@ -121,10 +121,24 @@ func withVCPU(vcpu int, err error, sentinels map[unix.Errno]error) error {
 }
 
 // VCPUContext reads the state of a vCPU into ctx. The hypervisor stops the vCPU
-// while it does. A vCPU that was never brought up gives ErrVCPUOffline.
+// while it does. A vCPU that was never brought up gives ErrVCPUOffline. The
+// state of 32-bit PV guests needs VCPUContext32.
 func (h *Host) VCPUContext(domain DomID, vcpu int, ctx *VCPUContext) error {
+	return h.readContext(domain, vcpu, ctx.bytes())
+}
+
+// SetVCPUContext writes the state of a vCPU. It is to be a state that
+// VCPUContext gave, with changes: what is cleared in Flags is taken from the
+// vCPU. The hypervisor resets all vector state beyond SSE; see VCPUExtState.
+func (h *Host) SetVCPUContext(domain DomID, vcpu int, ctx *VCPUContext) error {
+	return h.writeContext(domain, vcpu, ctx.bytes())
+}
+
+// readContext reads a vCPU's state in the layout of the domain's width.
+func (h *Host) readContext(domain DomID, vcpu int, to []byte) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	// The hypervisor decides what it writes, so there is room for the larger.
 	mem, addr := h.payload(contextSize)
 	clear(mem)
 	var u union
@@ -133,18 +147,16 @@ func (h *Host) VCPUContext(domain DomID, vcpu int, ctx *VCPUContext) error {
 	if err := h.domctlLocked(domctlGetVCPUContext, domain, &u); err != nil {
 		return asVCPUError(vcpu, err)
 	}
-	copy(ctx.bytes(), mem)
+	copy(to, mem)
 	return nil
 }
 
-// SetVCPUContext writes the state of a vCPU. It is to be a state that
-// VCPUContext gave, with changes: what is cleared in Flags is taken from the
-// vCPU. The hypervisor resets all vector state beyond SSE; see VCPUExtState.
-func (h *Host) SetVCPUContext(domain DomID, vcpu int, ctx *VCPUContext) error {
+// writeContext writes a vCPU's state in the layout of the domain's width.
+func (h *Host) writeContext(domain DomID, vcpu int, from []byte) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	mem, addr := h.payload(contextSize)
-	copy(mem, ctx.bytes())
+	clear(mem[copy(mem, from):])
 	var u union
 	u.putU32(0, uint32(vcpu))
 	u.putU64(8, addr)

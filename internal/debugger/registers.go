@@ -137,12 +137,12 @@ var sseRegisters = func() []register {
 }()
 
 var segmentRegisters = []register{
-	u64("fs_base", "int64", func(r *x86.Registers) *uint64 { return &r.FSBase }),
-	u64("gs_base", "int64", func(r *x86.Registers) *uint64 { return &r.GSBase }),
+	u64("fs_base", "int64", func(r *x86.Registers) *uint64 { return &r.FSBase }).only(x86.KnownBases),
+	u64("gs_base", "int64", func(r *x86.Registers) *uint64 { return &r.GSBase }).only(x86.KnownBases),
 }
 
 var systemRegisters = []register{
-	u64("k_gs_base", "int64", func(r *x86.Registers) *uint64 { return &r.KernelGSBase }).system(),
+	u64("k_gs_base", "int64", func(r *x86.Registers) *uint64 { return &r.KernelGSBase }).only(x86.KnownBases).system(),
 	u64("cr0", "x64_cr0", func(r *x86.Registers) *uint64 { return &r.CR0 }).system(),
 	u64("cr2", "int64", func(r *x86.Registers) *uint64 { return &r.CR2 }).system(),
 	u64("cr3", "int64", func(r *x86.Registers) *uint64 { return &r.CR3 }).system(),

@@ -56,6 +56,7 @@ func (g *Guest) canReadRegisters(c *vcpu) Capability {
 		has   bool
 	}{
 		{"r8 to r15", x86.KnownHighGPRs, true},
+		{"bases", x86.KnownBases, true},
 		{"efer", x86.KnownEFER, true},
 		{"cr8", x86.KnownCR8, true},
 		{"AVX", x86.KnownAVX, g.features&x86.FeatureAVX != 0},
@@ -82,7 +83,7 @@ func (g *Guest) canWriteRegisters(c *vcpu) Capability {
 	switch {
 	case c == nil:
 		r.Detail = "no vCPU has state"
-	case g.host.Quirks().ContextLosesR8toR15:
+	case g.host.Quirks().ContextLosesR8toR15 && !g.pv32:
 		r.Detail = "this release of Xen would zero r8 to r15 (fixed in 4.21.2)"
 	case g.kind == xen.PV:
 		r.Can = true

@@ -22,8 +22,6 @@ var (
 	ErrDying = errors.New("the domain is being destroyed: nothing is left to debug")
 	// ErrBuilding refuses a domain whose first vCPU has no state yet.
 	ErrBuilding = errors.New("the domain is still being built: try again when `xl list` shows it running or paused")
-	// ErrPV32 refuses 32-bit PV domains.
-	ErrPV32 = errors.New("32-bit PV guests are not supported yet")
 )
 
 // ErrNotPaused says that something was asked that needs a paused guest.
@@ -35,6 +33,7 @@ type Guest struct {
 	host     *xen.Host
 	id       xen.DomID
 	kind     xen.Kind
+	pv32     bool // a PV guest of 32 bits
 	mem      memory
 	vcpus    []vcpu
 	features x86.Feature
@@ -76,9 +75,7 @@ func attach(host *xen.Host, id xen.DomID) (*Guest, error) {
 		if err != nil {
 			return nil, err
 		}
-		if width != 64 {
-			return nil, ErrPV32
-		}
+		g.pv32 = width == 32
 		g.mem = newFrames(func(fs []xen.MFN, write bool) (*xen.Mapping, error) {
 			return host.MapMachineFrames(id, fs, write)
 		})
@@ -203,16 +200,25 @@ func (g *Guest) view(n int) (*view, error) {
 // how, follows from what it is: its CR0 and CR4 are not asked, since they need
 // not say so (in 2006 they read 0x8 and 0).
 func pvView(ctx *xen.VCPUContext) view {
-	v := view{mode: x86.FourLevel, kernel: ctx.ControlRegs[3], user: ctx.ControlRegs[3]}
+	kernel := x86.RootOf[uint64](x86.FourLevel, ctx.ControlRegs[3])
+	v := view{mode: x86.FourLevel, kernel: kernel, user: kernel}
 	if user := ctx.ControlRegs[1]; ctx.Flags&xen.VGCFInKernel == 0 && user != 0 {
-		v.user = user
+		v.user = x86.RootOf[uint64](x86.FourLevel, user)
 	}
 	return v
+}
+
+// pv32View is how a vCPU of a 32-bit PV guest sees memory: by PAE tables of
+// machine frames, one for kernel and users, in a whole frame of its own.
+func pv32View(ctx *xen.VCPUContext32) view {
+	r := root{Frame: uint64(xen.Frame32(ctx.ControlRegs[3]))}
+	return view{mode: x86.PAE, kernel: r, user: r}
 }
 
 // hvmView is how a vCPU of an HVM or PVH guest sees memory: as its control
 // registers say.
 func hvmView(ctx *xen.VCPUContext, cpu xen.HVMCPU) view {
-	cr3 := ctx.ControlRegs[3]
-	return view{mode: x86.ModeOf(ctx.ControlRegs[0], ctx.ControlRegs[4], cpu.EFER), kernel: cr3, user: cr3}
+	mode := x86.ModeOf(ctx.ControlRegs[0], ctx.ControlRegs[4], cpu.EFER)
+	r := x86.RootOf[uint64](mode, ctx.ControlRegs[3])
+	return view{mode: mode, kernel: r, user: r}
 }

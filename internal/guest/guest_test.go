@@ -130,13 +130,6 @@ func TestAttachErrors(t *testing.T) {
 			}
 		})
 	}
-	t.Run("32-bit PV", func(t *testing.T) {
-		x := xentest.New(t, xentest.Config{})
-		x.AddDomain(xentest.DomainConfig{ID: 3, Kind: xen.PV, PV32: true}).Alloc()
-		if _, err := guest.Attach(x.Host(), 3); !errors.Is(err, guest.ErrPV32) {
-			t.Errorf("got %v, want ErrPV32", err)
-		}
-	})
 }
 
 // A guest may take its vCPU 0 off. In an HVM or PVH guest it then has no CPU
@@ -357,6 +350,20 @@ func TestVCPUs(t *testing.T) {
 }
 
 func TestState(t *testing.T) {
+	t.Run("real and virtual-8086 mode", func(t *testing.T) {
+		f := newFixture(t, xen.PVH, 2)
+		for n := range 2 {
+			f.d.VCPU(n).Context.CS = []uint16{0x803, 0x800}[n]
+		}
+		f.d.VCPU(0).Context.ControlRegs[0] &^= x86.CR0PE | x86.CR0PG
+		f.d.VCPU(1).Context.RFLAGS |= x86.RFLAGSVM
+		g := f.attach(t)
+		for n, want := range []bool{false, true} {
+			if got, err := g.State(n); err != nil || got.UserMode != want {
+				t.Errorf("vCPU %d: user mode %v, %v, want %v", n, got.UserMode, err, want)
+			}
+		}
+	})
 	eachKind(t, func(t *testing.T, kind xen.Kind) {
 		f := newFixture(t, kind, 2)
 		v := f.d.VCPU(1)

@@ -25,16 +25,18 @@ const (
 	maxMappings = 1 << 13
 )
 
-// view is how a vCPU sees memory. The CR3 values are in the format of the
-// paging mode.
+// view is how a vCPU sees memory.
 type view struct {
 	mode   x86.Mode
-	kernel uint64 // CR3 for the upper half of the address space
-	user   uint64 // CR3 for the lower half
+	kernel root // for the upper half of the address space
+	user   root // for the lower half
 }
 
-// cr3 gives the table that translates an address.
-func (v *view) cr3(addr uint64) uint64 {
+// root is where a walk starts, in the kind of frame that the guest has.
+type root = x86.Root[uint64]
+
+// root gives the table that translates an address.
+func (v *view) root(addr uint64) root {
 	if int64(addr) < 0 {
 		return v.kernel
 	}
@@ -63,7 +65,7 @@ type frames[F xen.Frame] struct {
 
 // translation names a virtual page within an address space.
 type translation struct {
-	cr3  uint64
+	root root
 	mode x86.Mode
 	page uint64 // virtual page number
 }
@@ -126,7 +128,8 @@ func (m *frames[F]) makeRoom() error {
 }
 
 func (m *frames[F]) walk(v *view, addr uint64) (x86.Translation[F], error) {
-	return x86.Walk(v.mode, x86.RootOf[F](v.mode, v.cr3(addr)), addr, x86.Tables[F](m))
+	r := v.root(addr)
+	return x86.Walk(v.mode, x86.Root[F]{Frame: F(r.Frame), Offset: r.Offset}, addr, x86.Tables[F](m))
 }
 
 // read reads up to the first byte that cannot be had, and gives an error only
@@ -138,7 +141,7 @@ func (m *frames[F]) read(v *view, addr uint64, p []byte) (int, error) {
 		if done > 0 && at == 0 {
 			break // past the end of the address space
 		}
-		page, ok := m.tlb[translation{v.cr3(at), v.mode, at / xen.PageSize}]
+		page, ok := m.tlb[translation{v.root(at), v.mode, at / xen.PageSize}]
 		if !ok {
 			var err error
 			if page, err = m.fill(v, at, uint64(len(p)-done)); err != nil {
@@ -159,7 +162,7 @@ func (m *frames[F]) fill(v *view, addr, n uint64) ([]byte, error) {
 	if err := m.makeRoom(); err != nil {
 		return nil, err
 	}
-	first := translation{v.cr3(addr), v.mode, addr / xen.PageSize}
+	first := translation{v.root(addr), v.mode, addr / xen.PageSize}
 	if first == m.next {
 		m.window = min(max(2*m.window, 16), maxBatch)
 	} else {
@@ -191,7 +194,7 @@ func (m *frames[F]) fill(v *view, addr, n uint64) ([]byte, error) {
 			}
 			break
 		}
-		keys = append(keys, translation{v.cr3(at), v.mode, at / xen.PageSize})
+		keys = append(keys, translation{v.root(at), v.mode, at / xen.PageSize})
 		targets = append(targets, tr.Frame)
 		if _, ok := m.pages[tr.Frame]; !ok {
 			missing = append(missing, tr.Frame)

@@ -58,7 +58,7 @@ func filled(v *xentest.VCPU) x86.Registers {
 		FSBase: 0x7f0000000000, GSBase: 0xffff88807d800000, KernelGSBase: 0x7f1111111000,
 		CR0: c.ControlRegs[0], CR2: 0xdeadbeef000, CR3: c.ControlRegs[3], CR4: c.ControlRegs[4],
 		DR0: 0x1000, DR1: 0x2000, DR2: 0x3000, DR3: 0x4000, DR6: 0xffff0ff0, DR7: 0x400,
-		FX: c.FPU, Known: x86.KnownHighGPRs,
+		FX: c.FPU, Known: x86.KnownHighGPRs | x86.KnownBases,
 	}
 	if len(v.Ext) > 0 {
 		for i := range r.YMMH {

@@ -18,6 +18,7 @@ var ErrReadOnly = errors.New("the hypervisor does not let it be changed from out
 type vcpu struct {
 	fetched bool
 	ctx     xen.VCPUContext
+	ctx32   xen.VCPUContext32 // of a 32-bit PV guest; ctx then is its Widen
 	ext     xen.ExtState
 	hvm     xen.HVMCPU // of an HVM or PVH guest
 	view    view
@@ -41,7 +42,7 @@ func (g *Guest) context(n int) (*vcpu, error) {
 	if c.fetched {
 		return c, nil
 	}
-	if err := g.host.VCPUContext(g.id, n, &c.ctx); err != nil {
+	if err := g.readContext(n, c); err != nil {
 		return nil, err
 	}
 	ext, err := g.host.VCPUExtState(g.id, n)
@@ -49,9 +50,12 @@ func (g *Guest) context(n int) (*vcpu, error) {
 		return nil, err
 	}
 	c.ext = ext
-	if g.kind == xen.PV {
+	switch {
+	case g.pv32:
+		c.view = pv32View(&c.ctx32)
+	case g.kind == xen.PV:
 		c.view = pvView(&c.ctx)
-	} else {
+	default:
 		if c.hvm, err = g.host.HVMCPU(g.id, n); err != nil {
 			return nil, err
 		}
@@ -59,6 +63,16 @@ func (g *Guest) context(n int) (*vcpu, error) {
 	}
 	c.fetched = true
 	return c, nil
+}
+
+// readContext reads a vCPU's context in the layout of the guest.
+func (g *Guest) readContext(n int, c *vcpu) error {
+	if !g.pv32 {
+		return g.host.VCPUContext(g.id, n, &c.ctx)
+	}
+	err := g.host.VCPUContext32(g.id, n, &c.ctx32)
+	c.ctx = c.ctx32.Widen()
+	return err
 }
 
 // VCPUs gives the numbers of the vCPUs that can be debugged: those that are up
@@ -96,16 +110,31 @@ func (g *Guest) State(n int) (State, error) {
 		return State{}, err
 	}
 	info, err := g.host.VCPUInfo(g.id, n)
-	return State{VCPUInfo: info, UserMode: !g.inKernel(c)}, err
+	return State{VCPUInfo: info, UserMode: g.inUserMode(c)}, err
 }
 
-// inKernel tells whether a vCPU was stopped in the guest's kernel. A PV kernel
-// runs in ring 3, as its users do, so the hypervisor's flag decides.
+// inKernel tells whether the hypervisor takes a vCPU to be in the guest's kernel,
+// when it says which GS base is which. A PV kernel runs in ring 3, as its users
+// do, so the hypervisor's flag decides.
 func (g *Guest) inKernel(c *vcpu) bool {
 	if g.kind == xen.PV {
 		return c.ctx.Flags&xen.VGCFInKernel != 0
 	}
 	return c.ctx.CS&3 == 0
+}
+
+// inUserMode tells whether a vCPU was stopped outside the guest's kernel. The low
+// bits of CS are a privilege level in protected mode only; real mode has all
+// privileges, virtual-8086 mode none (SDM vol. 3A, sections 5.5 and 20.2).
+func (g *Guest) inUserMode(c *vcpu) bool {
+	switch {
+	case g.kind == xen.PV:
+	case c.ctx.ControlRegs[0]&x86.CR0PE == 0:
+		return false
+	case c.ctx.RFLAGS&x86.RFLAGSVM != 0:
+		return true
+	}
+	return !g.inKernel(c)
 }
 
 // gsBases gives where a vCPU's context holds the active GS base, and the one
@@ -143,9 +172,12 @@ func (g *Guest) decode(c *vcpu) x86.Registers {
 		DR0: ctx.DebugRegs[0], DR1: ctx.DebugRegs[1], DR2: ctx.DebugRegs[2], DR3: ctx.DebugRegs[3],
 		DR6: ctx.DebugRegs[6], DR7: ctx.DebugRegs[7],
 		FX:    ctx.FPU,
-		Known: x86.KnownHighGPRs,
+		Known: x86.KnownHighGPRs | x86.KnownBases,
 	}
-	if g.host.Quirks().ContextLosesR8toR15 {
+	switch {
+	case g.pv32:
+		r.Known &^= x86.KnownHighGPRs | x86.KnownBases
+	case g.host.Quirks().ContextLosesR8toR15:
 		r.Known &^= x86.KnownHighGPRs
 	}
 	xsave := g.xsave(c)
@@ -181,6 +213,10 @@ func (g *Guest) encode(c *vcpu, r *x86.Registers) {
 	}
 	d := &ctx.DebugRegs
 	d[0], d[1], d[2], d[3], d[6], d[7] = r.DR0, r.DR1, r.DR2, r.DR3, r.DR6, r.DR7
+	if g.pv32 {
+		c.ctx32.Narrow(&c.ctx)
+		c.ctx = c.ctx32.Widen()
+	}
 	// setvcpucontext resets what lies beyond SSE, so the whole state goes back
 	// after it.
 	c.ext.Data = bytes.Clone(c.ext.Data)
@@ -208,7 +244,7 @@ func (g *Guest) SetRegisters(n int, want x86.Registers) error {
 	if want == g.decode(c) {
 		return nil
 	}
-	if g.host.Quirks().ContextLosesR8toR15 {
+	if g.host.Quirks().ContextLosesR8toR15 && !g.pv32 {
 		return fmt.Errorf("vCPU %d: writing a register would zero r8 to r15: %w (fixed in Xen 4.21.2)", n, xen.ErrQuirk)
 	}
 	// What does not come out again as it went in cannot be written.
@@ -237,7 +273,11 @@ func (g *Guest) SetRegisters(n int, want x86.Registers) error {
 }
 
 func (g *Guest) setState(n int, c *vcpu) error {
-	if err := g.host.SetVCPUContext(g.id, n, &c.ctx); err != nil {
+	set := func() error { return g.host.SetVCPUContext(g.id, n, &c.ctx) }
+	if g.pv32 {
+		set = func() error { return g.host.SetVCPUContext32(g.id, n, &c.ctx32) }
+	}
+	if err := set(); err != nil {
 		return err
 	}
 	return g.host.SetVCPUExtState(g.id, n, c.ext)

@@ -293,6 +293,13 @@ func (c *conn) getVCPUContext(d *Domain, u []byte) unix.Errno {
 	case v.Uninitialised:
 		return unix.ENODATA
 	}
+	if v.Raw != nil {
+		b, errno := c.at(binary.LittleEndian.Uint64(u[8:]), len(v.Raw))
+		if errno == 0 {
+			copy(b, v.Raw)
+		}
+		return errno
+	}
 	ctx := d.context(v)
 	b, errno := c.at(binary.LittleEndian.Uint64(u[8:]), len(contextBytes(&ctx)))
 	if errno == 0 {
@@ -305,6 +312,13 @@ func (c *conn) setVCPUContext(d *Domain, u []byte) unix.Errno {
 	v := d.vcpu(u)
 	if v == nil {
 		return unix.EINVAL
+	}
+	if v.Raw != nil {
+		b, errno := c.at(binary.LittleEndian.Uint64(u[8:]), len(v.Raw))
+		if errno == 0 {
+			copy(v.Raw, b)
+		}
+		return errno
 	}
 	var ctx xen.VCPUContext
 	b, errno := c.at(binary.LittleEndian.Uint64(u[8:]), len(contextBytes(&ctx)))

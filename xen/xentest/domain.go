@@ -56,6 +56,9 @@ type VCPU struct {
 	// its bit VGCFOnline, which is Online, and on a processor with XSAVE its FPU
 	// state, which is in Ext.
 	Context xen.VCPUContext
+	// Raw, if there is any, is what the calls give and take in place of Context:
+	// the bytes of a 32-bit PV guest's state.
+	Raw []byte
 	// Ext is the XSAVE area, not compacted; empty for a vCPU that never used
 	// XSAVE.
 	Ext []byte
