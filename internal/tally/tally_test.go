@@ -95,6 +95,26 @@ func TestSkipGivesWay(t *testing.T) {
 	}
 }
 
+func TestSlashInName(t *testing.T) {
+	const stream = `{"Action":"run","Package":"p/q","Test":"T"}
+{"Action":"run","Package":"p/q","Test":"T/4.14/pv"}
+{"Action":"run","Package":"p/q","Test":"T/4.14/pv/registers"}
+{"Action":"fail","Package":"p/q","Test":"T/4.14/pv/registers"}
+{"Action":"fail","Package":"p/q","Test":"T/4.14/pv"}
+{"Action":"fail","Package":"p/q","Test":"T"}
+{"Action":"fail","Package":"p/q"}
+`
+	for result, last := range map[string]string{
+		"fail": "0 passed, 1 failed, 0 skipped",
+		"pass": "1 passed, 0 failed, 0 skipped",
+	} {
+		out, _ := report(t, write(t, "unit.json", strings.ReplaceAll(stream, "fail", result)))
+		if lastLine(out) != last {
+			t.Errorf("%s: got %q, want %q", result, lastLine(out), last)
+		}
+	}
+}
+
 func TestMinimum(t *testing.T) {
 	for _, tt := range []struct {
 		name, minimum, stream, last string

@@ -46,8 +46,9 @@ func (t *totals) read(group string, r io.Reader) error {
 		name := e.Package + " " + e.Test
 		if seen[name] == nil {
 			seen[name] = &test{group: group}
-			if i := strings.LastIndexByte(name, '/'); e.Test != "" && i > len(e.Package) {
-				if p := seen[name[:i]]; p != nil {
+			// The name of a subtest may have slashes of its own.
+			for i := len(name) - 1; i > len(e.Package); i-- {
+				if p := seen[name[:i]]; p != nil && name[i] == '/' {
 					p.parent = true
 				}
 			}
