@@ -206,6 +206,7 @@ func (m *frames[F]) fill(v *view, addr, n uint64) ([]byte, error) {
 			return nil, err
 		}
 		if unmapped != nil && missing[0] == targets[0] {
+			m.next = translation{} // what follows is hardly there
 			return nil, fmt.Errorf("%w: %#x: %w", ErrUnmapped, addr, unmapped)
 		}
 	}
@@ -277,6 +278,9 @@ func (m *frames[F]) mapForWriting(v *view, addr, n uint64) (*xen.Mapping, error)
 	}
 	for i := range targets {
 		if _, err := mapping.Page(i); err != nil {
+			if errors.Is(err, xen.ErrBadFrame) {
+				err = fmt.Errorf("%w: %w", ErrUnmapped, err)
+			}
 			at := max(addr, (addr/xen.PageSize+uint64(i))*xen.PageSize)
 			return nil, errors.Join(fmt.Errorf("write %#x: %w", at, err), mapping.Close())
 		}

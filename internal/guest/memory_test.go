@@ -290,8 +290,9 @@ func TestWriteAllOrNothing(t *testing.T) {
 		for i := range 4 {
 			frames = append(frames, f.pt.MapPage(text+uint64(i)*xen.PageSize, pattern(i, xen.PageSize)))
 		}
-		const hole = text + 4*xen.PageSize
+		const hole, absent = text + 4*xen.PageSize, text + 8*xen.PageSize
 		f.d.FailMapping(frames[1], unix.EBUSY)
+		f.d.FailMapping(f.pt.MapPage(absent, nil), unix.EINVAL)
 		f.pt.MapPage(^uint64(0), pattern(7, xen.PageSize))
 		low := f.pt.MapPage(0, pattern(8, xen.PageSize))
 		f.d.FailMapping(low, unix.EBUSY)
@@ -302,6 +303,7 @@ func TestWriteAllOrNothing(t *testing.T) {
 			is   error
 			at   string
 		}{
+			{"no frame", absent + 16, 8, guest.ErrUnmapped, "write 0xffffffff81008010: "},
 			{"hole in the second page", hole - 4, 8, guest.ErrUnmapped, "write 0xffffffff81004000: "},
 			{"hole", hole + 16, 8, guest.ErrUnmapped, "write 0xffffffff81004010: "},
 			{"busy frame", text + 0x1010, 8, xen.ErrFrameBusy, "write 0xffffffff81001010: "},
@@ -491,6 +493,31 @@ func TestSequentialReads(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Without paging every address translates, so what is mapped ahead may not be
+// there: reads that run into the end of memory do not ask for ever more of it.
+func TestNoMapAheadWhereNothingIs(t *testing.T) {
+	f := newFixture(t, xen.PVH, 1)
+	f.d.VCPU(0).Context.ControlRegs[0] &^= x86.CR0PG
+	last := f.d.Alloc()
+	end := (last + 1) * xen.PageSize
+	g := f.attach(t)
+	if _, err := g.Read(0, end-4, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		if n, err := g.Read(0, end-4, make([]byte, 8)); n != 4 || err != nil {
+			t.Fatalf("read %d bytes, %v, want 4", n, err)
+		}
+	}
+	asked := 0
+	for _, c := range f.MapCalls() {
+		asked += len(c.Frames)
+	}
+	if asked > 60 {
+		t.Errorf("10 reads asked for %d frames, want at most 60", asked)
+	}
 }
 
 // Mapping ahead ends with the address space: address 0 does not follow.
