@@ -3,6 +3,7 @@ package main
 // What a session with gdb must have shown.
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -23,6 +24,8 @@ var entries = []string{
 	"asm_cpu_bringup_and_idle", "cpu_bringup_and_idle",
 }
 
+var errNoEntry = errors.New("no backtrace reaches an entry with file and line")
+
 // checkSession looks for all vCPUs among the threads, and for a backtrace
 // that reaches an entry with file and line, in what gdb printed.
 func checkSession(text string, vcpus int) error {
@@ -42,7 +45,7 @@ func checkSession(text string, vcpus int) error {
 	case len(threads) != vcpus:
 		return fmt.Errorf("gdb lists %d threads, the guest has %d vCPUs", len(threads), vcpus)
 	case reached == "":
-		return fmt.Errorf("no backtrace reaches an entry with file and line")
+		return errNoEntry
 	case !detached:
 		return fmt.Errorf("gdb did not detach")
 	}

@@ -55,7 +55,7 @@ func (f *hostFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.cfg.Release, "xen", lab.DefaultRelease, "`release` of Xen")
 	flags.StringVar(&f.cfg.CPU, "cpu", lab.DefaultCPU, "QEMU's CPU `model`")
-	flags.StringVar(&f.kind, "kind", string(lab.PV), "`kind` of the guest: pv or pvh")
+	flags.StringVar(&f.kind, "kind", string(lab.PV), "`kind` of the guest: pv, pvh or hvm")
 	flags.IntVar(&f.guest.VCPUs, "vcpus", 2, "the guest's `number` of vCPUs")
 	flags.StringVar(&f.guest.Cmdline, "cmdline", "", "`words` to add to the guest's kernel command line")
 	flags.StringVar(&f.server, "server", "bin/gdbserver-xen", "`path` of the server to copy into dom0")
