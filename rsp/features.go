@@ -132,6 +132,16 @@ func (s *session) processInfo(*arguments) error {
 	return nil
 }
 
+// offsets handles qOffsets. Without an answer gdb takes a symbol file for what
+// runs, at the addresses that it was linked to; lldb takes it for loaded nowhere
+// and finds no symbol. lldb's numbers are offsets, where gdb's are addresses.
+func (s *session) offsets(*arguments) error {
+	if s.dialect == lldb {
+		s.out = append(s.out, "Text=0;Data=0;Bss=0"...)
+	}
+	return nil
+}
+
 // attached handles qAttached: always, so that gdb detaches when it quits rather
 // than kills.
 func (s *session) attached(*arguments) error {

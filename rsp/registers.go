@@ -159,7 +159,20 @@ func (s *session) readRegisters(*arguments) error {
 		return err
 	}
 	for i := range s.regs.Len() {
+		if err := s.checkKnown(i); err != nil {
+			return err
+		}
 		s.out = s.regs.appendHex(s.out, i)
+	}
+	return nil
+}
+
+// checkKnown refuses a register without a value to lldb, which does not know
+// the digit x: it would show cc for each byte from there on, and write that
+// back. Refused g, it goes on with p; refused p, it says that there is no value.
+func (s *session) checkKnown(i int) error {
+	if s.dialect == lldb && !s.regs.Known(i) {
+		return fmt.Errorf("%w: reading register %s", ErrNotSupported, s.regs.list[i].Name)
 	}
 	return nil
 }
@@ -171,6 +184,9 @@ func (s *session) readRegister(a *arguments) error {
 		return err
 	}
 	if err := s.fetchRegisters(); err != nil {
+		return err
+	}
+	if err := s.checkKnown(i); err != nil {
 		return err
 	}
 	s.out = s.regs.appendHex(s.out, i)

@@ -119,7 +119,7 @@ func TestLLDBClient(t *testing.T) {
 				"memory read -s 1 -f x -c 4 0x1000",
 				"memory write 0x1003 0x5a", "memory read -s 1 -f x -c 4 0x1000",
 				"register write rbx 0x1234", "register read rbx",
-				"thread select 3", "register read rax", "bt",
+				"thread select 3", "register read rax", "register read xmm2", "bt",
 				"process plugin packet monitor hello",
 				"thread step-inst", "detach")...)
 			checkOutput(t, out, []string{
@@ -130,6 +130,7 @@ func TestLLDBClient(t *testing.T) {
 				`0x00001000: 0x00 0x07 0x0e 0x5a`,
 				`rbx = 0x0*1234`,
 				`rax = 0x3000000000000001`,
+				`xmm2 += error: unavailable`,
 				`thread #2: tid = (0x000)?2, 0xffffffff81000110`,
 				`stop reason = instruction step into`,
 			})
