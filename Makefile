@@ -64,6 +64,12 @@ lab-tests: $(TALLY) bin/xenlab
 	@$(TALLY) run -o $(RESULTS)/lab.json env GDBSERVER_XEN_LAB=1 $(GO) test -json -count=1 -p 1 -timeout 20m \
 	$$($(GO) list -f '{{.ImportPath}} {{.TestImports}} {{.XTestImports}}' ./... | awk '/lab\/labtest/ { print $$1 }')
 
+.PHONY: matrix
+matrix: bin/xenlab ## all kinds of guests on all releases of Xen, in half an hour or more; writes docs/support.md
+	@.ci/tools
+	GDBSERVER_XEN_LAB=1 GDBSERVER_XEN_LAB_ALL=1 GDBSERVER_XEN_SUPPORT=$(CURDIR)/docs/support.md \
+	$(GO) test -count=1 -v -timeout 90m -run 'TestMatrix|TestMemoryEqualsDumpCore' ./lab/e2e | grep -vE '^ +(xen|pv|pvh|hvm)[0-9. ]*: '
+
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME=30s
 	@for package in $$($(GO) list ./...); do \

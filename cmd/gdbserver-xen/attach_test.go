@@ -491,3 +491,24 @@ func TestStdio(t *testing.T) {
 		})
 	}
 }
+
+// doctor tells what can be done with a domain, and leaves it as it was.
+func TestDoctorDomain(t *testing.T) {
+	d := fakeDomain(t, 0)
+	var out, errs bytes.Buffer
+	if code := execute(t.Context(), []string{"doctor", "3"}, &out, &errs); code != 0 {
+		t.Fatalf("exit code %d: %s", code, &errs)
+	}
+	for _, want := range []string{
+		"yes  registers read   general, segment, control, debug, x87, SSE, ",
+		"yes  registers write  ",
+		"no   memory read      ", // its vCPUs' rsp and rip lead nowhere
+		"yes  pause, continue  all vCPUs together\n",
+		"no   breakpoints      ",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in\n%s", want, &out)
+		}
+	}
+	paused(t, d, 0)
+}

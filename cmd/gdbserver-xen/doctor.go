@@ -11,6 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"gdbserver-xen/internal/debugger"
+	"gdbserver-xen/internal/guest"
 	"gdbserver-xen/xen/xenstore"
 )
 
@@ -24,14 +26,27 @@ type finding struct {
 
 func newDoctor() *cobra.Command {
 	return &cobra.Command{
-		Use:   "doctor",
+		Use:   "doctor [DOMAIN]",
 		Short: "check what this host has and lacks for debugging guests",
 		Long: `Check what debugging guests needs of this host, a line for each thing: ok, or
 what is missing and what to do. The exit code is 1 if something is missing that
-nothing works without.`,
+nothing works without.
+
+With a domain, given by number or name: try what can be done with it, and print
+a line for each thing: yes and by what means, or no and why not. The domain is
+paused meanwhile, for some milliseconds, and nothing in it is changed.`,
 		DisableFlagsInUseLine: true,
-		Args:                  noArguments,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return usagef("one domain at a time: gdbserver-xen doctor [DOMAIN]")
+			}
+			return nil
+		},
+		ValidArgsFunction: completeDomain,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return examineDomain(cmd, args[0])
+			}
 			missing := 0
 			for _, f := range examine() {
 				mark := "ok"
@@ -50,6 +65,28 @@ nothing works without.`,
 			return nil
 		},
 	}
+}
+
+// examineDomain prints what can be done with a domain.
+func examineDomain(cmd *cobra.Command, domain string) error {
+	host, err := openHost()
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	id, err := findDomain(cmd.Context(), host, domain)
+	if err != nil {
+		return err
+	}
+	g, err := guest.Attach(host, id)
+	if err != nil {
+		return err
+	}
+	capabilities := debugger.Capabilities(g)
+	if err := g.Detach(); err != nil {
+		return err
+	}
+	return debugger.WriteCapabilities(cmd.OutOrStdout(), capabilities)
 }
 
 // examine makes all checks.

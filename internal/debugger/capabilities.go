@@ -24,9 +24,9 @@ func Capabilities(g *guest.Guest) []guest.Capability {
 }
 
 // WriteCapabilities prints the capabilities as a table.
-func WriteCapabilities(w io.Writer, g *guest.Guest) error {
+func WriteCapabilities(w io.Writer, cs []guest.Capability) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	for _, c := range Capabilities(g) {
+	for _, c := range cs {
 		can := "no"
 		if c.Can {
 			can = "yes"

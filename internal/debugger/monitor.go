@@ -25,7 +25,7 @@ func init() {
 			return nil
 		}},
 		{"caps", "tell what can be done with this guest, and why not", func(t *Target, out func(string)) error {
-			return WriteCapabilities(writerFunc(out), t.guest)
+			return WriteCapabilities(writerFunc(out), Capabilities(t.guest))
 		}},
 		{"stats", "count what the server has asked of the hypervisor", func(t *Target, out func(string)) error {
 			s := t.guest.Stats()
