@@ -258,9 +258,14 @@ func (h *Host) Pause(domain DomID) error {
 }
 
 // Unpause takes one from the domain's count of pauses; at zero it runs. If it
-// is zero already, the error wraps EINVAL.
+// is zero already, that is ErrNotPaused.
 func (h *Host) Unpause(domain DomID) error {
-	return h.domainCall(domctlUnpauseDomain, domain, new(union))
+	err := h.domainCall(domctlUnpauseDomain, domain, new(union))
+	var op *OpError
+	if errors.As(err, &op) {
+		op.Err = errnoAs(op.Err, map[unix.Errno]error{unix.EINVAL: ErrNotPaused})
+	}
+	return err
 }
 
 // AddressSize gives the width of a PV domain in bits, 32 or 64.

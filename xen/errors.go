@@ -32,6 +32,8 @@ var (
 var (
 	// ErrNoDomain says that no domain has this id.
 	ErrNoDomain = errors.New("no such domain")
+	// ErrNotPaused says that a domain's count of pauses is zero already.
+	ErrNotPaused = errors.New("the domain is not paused")
 	// ErrNoVCPU says that the domain has no such vCPU.
 	ErrNoVCPU = errors.New("no such vCPU")
 	// ErrVCPUOffline says that the vCPU was never brought up: it has no state.

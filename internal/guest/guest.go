@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 
-	"golang.org/x/sys/unix"
-
 	"gdbserver-xen/x86"
 	"gdbserver-xen/xen"
 )
@@ -144,11 +142,10 @@ func (g *Guest) Resume() error {
 		return nil
 	}
 	err := g.forget()
-	if e := g.host.Unpause(g.id); e != nil && !errors.Is(e, xen.ErrNoDomain) {
-		// EINVAL: the count is zero, since somebody else has taken our pause back.
-		if !errors.Is(e, unix.EINVAL) {
-			return errors.Join(err, e)
-		}
+	// The domain may have died, and somebody else may have taken our pause back.
+	e := g.host.Unpause(g.id)
+	if e != nil && !errors.Is(e, xen.ErrNoDomain) && !errors.Is(e, xen.ErrNotPaused) {
+		return errors.Join(err, e)
 	}
 	g.paused = false
 	return err
