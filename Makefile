@@ -65,10 +65,14 @@ lab-tests: $(TALLY) bin/xenlab
 	$$($(GO) list -f '{{.ImportPath}} {{.TestImports}} {{.XTestImports}}' ./... | awk '/lab\/labtest/ { print $$1 }')
 
 .PHONY: matrix
-matrix: bin/xenlab ## all kinds of guests on all releases of Xen, in half an hour or more; writes docs/support.md
+matrix: bin/xenlab $(TALLY) ## all guests on all releases of Xen, an hour or so; writes docs/support.md
 	@.ci/tools
-	GDBSERVER_XEN_LAB=1 GDBSERVER_XEN_LAB_ALL=1 GDBSERVER_XEN_SUPPORT=$(CURDIR)/docs/support.md \
-	$(GO) test -count=1 -v -timeout 90m -run 'TestMatrix|TestMemoryEqualsDumpCore' ./lab/e2e | grep -vE '^ +(xen|pv|pvh|hvm)[0-9. ]*: '
+	@rm -rf $(RESULTS)/matrix.json && mkdir -p $(RESULTS)
+	@$(TALLY) run -o $(RESULTS)/matrix.json \
+	env GDBSERVER_XEN_LAB=1 GDBSERVER_XEN_LAB_ALL=1 GDBSERVER_XEN_SUPPORT=$(CURDIR)/docs/support.md \
+	$(GO) test -json -count=1 -timeout 120m -run 'TestMatrix|TestMemoryEqualsDumpCore' ./lab/e2e
+	@$(TALLY) report $(RESULTS)/matrix.json
+	@cat docs/support.md
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME=30s
