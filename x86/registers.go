@@ -16,6 +16,7 @@ type Known uint16
 const (
 	KnownEFER Known = 1 << iota
 	KnownCR8
+	KnownCR2
 	KnownHighGPRs // r8 to r15
 	KnownBases    // FSBase, GSBase, KernelGSBase
 	KnownAVX      // YMMH

@@ -47,8 +47,6 @@ func ThisXSaveLayout() XSaveLayout {
 	return l
 }
 
-func cpuid(leaf, subleaf uint32) (eax, ebx, ecx, edx uint32)
-
 // XSave is the XSAVE state of a vCPU.
 type XSave struct {
 	Layout *XSaveLayout

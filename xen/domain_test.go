@@ -265,7 +265,7 @@ func TestErrorTexts(t *testing.T) {
 	x.Fail(xentest.OpMap, 4, unix.ENOMEM)
 	for want, err := range map[string]error{
 		"XEN_DOMCTL_pausedomain: domain 9: no such domain: no such process":                             h.Pause(9),
-		"XEN_DOMCTL_unpausedomain: domain 3: the domain is not paused: invalid argument":                                          h.Unpause(3),
+		"XEN_DOMCTL_unpausedomain: domain 3: the domain is not paused: invalid argument":                h.Unpause(3),
 		"XEN_DOMCTL_getvcpucontext: domain 3: vCPU 1: the vCPU was never brought up: no data available": h.VCPUContext(3, 1, &ctx),
 		"XEN_DOMCTL_getvcpucontext: domain 3: vCPU 9: no such vCPU: invalid argument":                   h.VCPUContext(3, 9, &ctx),
 		"XEN_DOMCTL_setvcpucontext: domain 3: vCPU 9: invalid argument":                                 h.SetVCPUContext(3, 9, &ctx),

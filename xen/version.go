@@ -66,6 +66,10 @@ type Quirks struct {
 	// ContextLosesR8toR15: getvcpucontext of a 64-bit guest gives zeros for r8
 	// to r15 and setvcpucontext zeroes them (4.21.0 and 4.21.1).
 	ContextLosesR8toR15 bool
+	// SVMStaleCR2: getvcpucontext of an HVM or PVH guest on AMD's processors
+	// gives the CR2 of the last page fault that the hypervisor injected, not the
+	// guest's (before 4.20.4, 4.21.2 and 4.22).
+	SVMStaleCR2 bool
 	// DebugRegsSilent: setvcpucontext drops debug registers that it does not
 	// like and says nothing (4.17 and before).
 	DebugRegsSilent bool
@@ -77,6 +81,7 @@ func (v Version) quirks() Quirks {
 	patch, _ := strconv.Atoi(digits(strings.TrimPrefix(v.Extra, ".")))
 	return Quirks{
 		ContextLosesR8toR15: at(21) && patch < 2,
+		SVMStaleCR2:         v.Major == 4 && v.Minor < 20 || at(20) && patch < 4 || at(21) && patch < 2,
 		DebugRegsSilent:     v.Major == 4 && v.Minor <= 17,
 	}
 }

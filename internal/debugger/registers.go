@@ -144,7 +144,7 @@ var segmentRegisters = []register{
 var systemRegisters = []register{
 	u64("k_gs_base", "int64", func(r *x86.Registers) *uint64 { return &r.KernelGSBase }).only(x86.KnownBases).system(),
 	u64("cr0", "x64_cr0", func(r *x86.Registers) *uint64 { return &r.CR0 }).system(),
-	u64("cr2", "int64", func(r *x86.Registers) *uint64 { return &r.CR2 }).system(),
+	u64("cr2", "int64", func(r *x86.Registers) *uint64 { return &r.CR2 }).only(x86.KnownCR2).system(),
 	u64("cr3", "int64", func(r *x86.Registers) *uint64 { return &r.CR3 }).system(),
 	u64("cr4", "x64_cr4", func(r *x86.Registers) *uint64 { return &r.CR4 }).system(),
 	u64("cr8", "int64", func(r *x86.Registers) *uint64 { return &r.CR8 }).only(x86.KnownCR8).system(),

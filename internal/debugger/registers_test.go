@@ -47,7 +47,7 @@ func TestRegisterNumbers(t *testing.T) {
 }
 
 // allKnown are the registers that may be unknown.
-const allKnown = x86.KnownEFER | x86.KnownCR8 | x86.KnownHighGPRs | x86.KnownBases | x86.KnownAVX | x86.KnownAVX512 | x86.KnownPKRU
+const allKnown = x86.KnownEFER | x86.KnownCR8 | x86.KnownCR2 | x86.KnownHighGPRs | x86.KnownBases | x86.KnownAVX | x86.KnownAVX512 | x86.KnownPKRU
 
 // anyState gives registers at random, in what hardware can hold of them.
 func anyState(random *rand.Rand) x86.Registers {
@@ -163,6 +163,7 @@ func TestUnknownRegistersStayUnknown(t *testing.T) {
 		allKnown &^ x86.KnownEFER:     {"efer"},
 		allKnown &^ x86.KnownCR8:      {"cr8"},
 		allKnown &^ x86.KnownHighGPRs: {"r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"},
+		allKnown &^ x86.KnownCR2:      {"cr2"},
 		allKnown &^ x86.KnownBases:    {"fs_base", "gs_base", "k_gs_base"},
 		allKnown &^ x86.KnownAVX:      numbered("ymm%dh", 0, 16),
 		allKnown &^ x86.KnownAVX512: slices.Concat(numbered("k%d", 0, 8), numbered("zmm%dh", 0, 32),

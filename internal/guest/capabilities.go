@@ -57,6 +57,7 @@ func (g *Guest) canReadRegisters(c *vcpu) Capability {
 	}{
 		{"r8 to r15", x86.KnownHighGPRs, true},
 		{"bases", x86.KnownBases, true},
+		{"cr2", x86.KnownCR2, true},
 		{"efer", x86.KnownEFER, true},
 		{"cr8", x86.KnownCR8, true},
 		{"AVX", x86.KnownAVX, g.features&x86.FeatureAVX != 0},

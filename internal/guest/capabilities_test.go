@@ -19,17 +19,17 @@ func TestCapabilities(t *testing.T) {
 		want   map[string]guest.Capability
 	}{
 		{name: "PV", kind: xen.PV, want: map[string]guest.Capability{
-			"registers read":  {Can: true, Detail: "general, segment, control, debug, x87, SSE, r8 to r15, bases, AVX; not known: efer, cr8"},
+			"registers read":  {Can: true, Detail: "general, segment, control, debug, x87, SSE, r8 to r15, bases, cr2, AVX; not known: efer, cr8"},
 			"registers write": {Can: true, Detail: pvWrites},
 			"memory read":     {Can: true, Detail: "4-level page tables of machine frames"},
 			"memory write":    {Can: true, Detail: "all but live page tables and descriptor tables, which Xen protects"},
 		}},
 		{name: "PVH without XSAVE", kind: xen.PVH, config: xentest.Config{NoXSAVE: true}, want: map[string]guest.Capability{
-			"registers read": {Can: true, Detail: "general, segment, control, debug, x87, SSE, r8 to r15, bases, efer, cr8"},
+			"registers read": {Can: true, Detail: "general, segment, control, debug, x87, SSE, r8 to r15, bases, cr2, efer, cr8"},
 			"memory read":    {Can: true, Detail: "4-level page tables of guest frames"},
 		}},
 		{name: "4.21.0", kind: xen.PV, config: xentest.Config{Release: "4.21", Extra: ".0"}, want: map[string]guest.Capability{
-			"registers read":  {Can: true, Detail: "general, segment, control, debug, x87, SSE, bases, AVX; not known: r8 to r15, efer, cr8"},
+			"registers read":  {Can: true, Detail: "general, segment, control, debug, x87, SSE, bases, cr2, AVX; not known: r8 to r15, efer, cr8"},
 			"registers write": {Detail: "this release of Xen would zero r8 to r15 (fixed in 4.21.2)"},
 		}},
 		{name: "no memory", kind: xen.PV, change: func(f *fixture) {

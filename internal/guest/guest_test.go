@@ -31,6 +31,7 @@ func newFixture(t *testing.T, kind xen.Kind, vcpus int) *fixture {
 
 func fixtureOn(t *testing.T, config xentest.Config, kind xen.Kind, vcpus int) *fixture {
 	t.Helper()
+	guest.PretendAMD(t, false)
 	x := xentest.New(t, config)
 	d := x.AddDomain(xentest.DomainConfig{ID: 3, Kind: kind, VCPUs: vcpus})
 	pt := d.NewPageTables(x86.FourLevel)

@@ -58,7 +58,7 @@ func filled(v *xentest.VCPU) x86.Registers {
 		FSBase: 0x7f0000000000, GSBase: 0xffff88807d800000, KernelGSBase: 0x7f1111111000,
 		CR0: c.ControlRegs[0], CR2: 0xdeadbeef000, CR3: c.ControlRegs[3], CR4: c.ControlRegs[4],
 		DR0: 0x1000, DR1: 0x2000, DR2: 0x3000, DR3: 0x4000, DR6: 0xffff0ff0, DR7: 0x400,
-		FX: c.FPU, Known: x86.KnownHighGPRs | x86.KnownBases,
+		FX: c.FPU, Known: x86.KnownCR2 | x86.KnownHighGPRs | x86.KnownBases,
 	}
 	if len(v.Ext) > 0 {
 		for i := range r.YMMH {
@@ -450,5 +450,36 @@ func TestRegisterErrors(t *testing.T) {
 	}
 	if _, err := g.Registers(0); err != nil {
 		t.Errorf("after the failures: %v", err)
+	}
+}
+
+// On AMD's processors, older releases of Xen do not know the CR2 of a guest that
+// handles its own page faults.
+func TestStaleCR2(t *testing.T) {
+	for _, tt := range []struct {
+		release, extra string
+		kind           xen.Kind
+		amd            bool
+		known          bool
+	}{
+		{"4.17", ".7", xen.PVH, true, false},
+		{"4.17", ".7", xen.PVH, false, true},
+		{"4.17", ".7", xen.PV, true, true},
+		{"4.20", ".3", xen.HVM, true, false},
+		{"4.20", ".4", xen.HVM, true, true},
+		{"4.21", ".1", xen.HVM, true, false},
+		{"4.21", ".2", xen.HVM, true, true},
+		{"4.22", ".0", xen.HVM, true, true},
+	} {
+		f := fixtureOn(t, xentest.Config{Release: tt.release, Extra: tt.extra}, tt.kind, 1)
+		guest.PretendAMD(t, tt.amd)
+		f.d.VCPU(0).Context.ControlRegs[2] = 0x1234
+		r, err := f.attach(t).Registers(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if known := r.Known&x86.KnownCR2 != 0; known != tt.known || known != (r.CR2 == 0x1234) {
+			t.Errorf("%+v: cr2 %#x, known %v", tt, r.CR2, known)
+		}
 	}
 }

@@ -14,6 +14,10 @@ import (
 // ErrReadOnly says that the hypervisor offers no way to change a register.
 var ErrReadOnly = errors.New("the hypervisor does not let it be changed from outside")
 
+// isAMD tells whether HVM and PVH guests run on SVM. Tests put another in its
+// place.
+var isAMD = x86.ThisIsAMD
+
 // vcpu is a vCPU with what was read of it since the guest was paused.
 type vcpu struct {
 	fetched bool
@@ -172,7 +176,7 @@ func (g *Guest) decode(c *vcpu) x86.Registers {
 		DR0: ctx.DebugRegs[0], DR1: ctx.DebugRegs[1], DR2: ctx.DebugRegs[2], DR3: ctx.DebugRegs[3],
 		DR6: ctx.DebugRegs[6], DR7: ctx.DebugRegs[7],
 		FX:    ctx.FPU,
-		Known: x86.KnownHighGPRs | x86.KnownBases,
+		Known: x86.KnownCR2 | x86.KnownHighGPRs | x86.KnownBases,
 	}
 	switch {
 	case g.pv32:
@@ -183,6 +187,10 @@ func (g *Guest) decode(c *vcpu) x86.Registers {
 	xsave := g.xsave(c)
 	xsave.Load(&r)
 	if g.kind != xen.PV {
+		if g.host.Quirks().SVMStaleCR2 && isAMD() {
+			r.CR2 = 0
+			r.Known &^= x86.KnownCR2
+		}
 		r.EFER = c.hvm.EFER
 		r.CR8 = uint64(c.hvm.TPR >> 4)
 		r.Known |= x86.KnownEFER | x86.KnownCR8

@@ -224,7 +224,7 @@ func paused(t *testing.T, h *lab.Host, g *lab.Guest) bool {
 }
 
 // warnings are lines of a guest's console that say that something went wrong.
-var warnings = regexp.MustCompile(`(?i)(WARNING:|BUG:|Oops|Call Trace|soft lockup|rcu.*stall|general protection)`)
+var warnings = regexp.MustCompile(`(?i)(WARNING:|BUG:|\bOops\b|Call Trace|soft lockup|rcu.*stall|general protection)`)
 
 // healthy checks that a guest's kernel has found nothing to complain about.
 func healthy(t *testing.T, g *lab.Guest) {

@@ -70,6 +70,9 @@ func compareRegisters(t *testing.T, c *client, h *lab.Host, g *lab.Guest) {
 		c.want(fmt.Sprintf("Hgp%x.%x", g.ID(), vcpu+1), "OK")
 		got := registers(c)
 		for _, name := range names {
+			if _, known := got[name]; !known && name == "cr2" && g.Config().Kind != lab.PV {
+				continue // xenctx prints a stale one
+			}
 			if w, ok := want[name]; !ok || got[name] != w {
 				t.Errorf("vCPU %d: %s: got %#x, want %#x (xenctx has it: %v)", vcpu, name, got[name], w, ok)
 			}
