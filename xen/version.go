@@ -70,9 +70,6 @@ type Quirks struct {
 	// gives the CR2 of the last page fault that the hypervisor injected, not the
 	// guest's (before 4.20.4, 4.21.2 and 4.22).
 	SVMStaleCR2 bool
-	// DebugRegsSilent: setvcpucontext drops debug registers that it does not
-	// like and says nothing (4.17 and before).
-	DebugRegsSilent bool
 }
 
 // quirks works out the quirks of a version.
@@ -82,7 +79,6 @@ func (v Version) quirks() Quirks {
 	return Quirks{
 		ContextLosesR8toR15: at(21) && patch < 2,
 		SVMStaleCR2:         v.Major == 4 && v.Minor < 20 || at(20) && patch < 4 || at(21) && patch < 2,
-		DebugRegsSilent:     v.Major == 4 && v.Minor <= 17,
 	}
 }
 
