@@ -55,8 +55,7 @@ func TestBacktrace(t *testing.T) {
 // On a vCPU that was stopped in user mode, gdb sees the program's memory and
 // the kernel's.
 func TestUserMode(t *testing.T) {
-	h := host(t, machine)
-	g := labtest.Guest(t, h, lab.GuestConfig{Cmdline: "work=busy"})
+	h, g := busy(t, machine)
 	s := attach(t, h, g)
 	c := s.dial()
 	text := c.read(textStart, 64)

@@ -41,14 +41,9 @@ func xenctx(t *testing.T, h *lab.Host, g *lab.Guest, vcpu int) map[string]uint64
 
 // All registers that xenctx knows have the values that it prints.
 func TestRegistersEqualXenctx(t *testing.T) {
-	h := host(t, machine)
-	for _, work := range []string{"", "work=busy"} {
-		name := "idle"
-		if work != "" {
-			name = "busy in user mode"
-		}
-		t.Run(name, func(t *testing.T) {
-			g := labtest.Guest(t, h, lab.GuestConfig{Cmdline: work})
+	for _, work := range []string{"idle", "busy"} {
+		t.Run(work, func(t *testing.T) {
+			h, g := shared(t, machine, work)
 			s := attach(t, h, g)
 			c := s.dial()
 			compareRegisters(t, c, h, g)
@@ -114,8 +109,7 @@ func registers(c *client) map[string]uint64 {
 // the worse: neither for the write, nor for setvcpucontext's habit of resetting
 // vector registers.
 func TestWriteRegisters(t *testing.T) {
-	h := host(t, machine)
-	g := labtest.Guest(t, h, lab.GuestConfig{Cmdline: "work=busy"})
+	h, g := busy(t, machine)
 	s := attach(t, h, g)
 	c := s.dial()
 	for vcpu := range 2 {
