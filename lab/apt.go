@@ -55,9 +55,13 @@ func (m manifest) write(dir string) error {
 // fetchPackages returns a cache entry with the .deb files of a release and
 // all they depend on.
 func (c *cache) fetchPackages(ctx context.Context, r release) (string, error) {
-	name := "packages-" + r.Xen + "-" + key(r.Suite, strings.Join(r.packages(), " "))
+	return c.fetch(ctx, r, "packages-", r.packages())
+}
+
+func (c *cache) fetch(ctx context.Context, r release, prefix string, packages []string) (string, error) {
+	name := prefix + r.Xen + "-" + key(r.Suite, strings.Join(packages, " "))
 	return c.get(ctx, name, func(dir string) error {
-		return c.download(ctx, r, dir, r.packages())
+		return c.download(ctx, r, dir, packages)
 	})
 }
 

@@ -26,7 +26,9 @@
 // # Guests
 //
 // A [Guest] runs the same kernel as dom0 and counts seconds on its console:
-// [Guest.WaitTick] proves that it still runs.
+// [Guest.WaitTick] proves that it still runs. PV and PVH guests are loaded by
+// xl; HVM guests boot from a disk, through firmware and GRUB, which takes
+// minutes on a busy machine.
 //
 // # Cache
 //

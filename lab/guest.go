@@ -24,10 +24,23 @@ type Kind string
 const (
 	PV  Kind = "pv"
 	PVH Kind = "pvh"
+	// HVM guests boot through firmware and a boot loader, which takes the lab
+	// a minute or two, and have a device model in dom0.
+	HVM Kind = "hvm"
 )
 
-// Kinds lists all kinds of guests.
+// Kinds lists the kinds of guests that every release has.
 func Kinds() []Kind { return []Kind{PV, PVH} }
+
+// KindsOf lists the kinds of guests that a release has; empty means
+// [DefaultRelease].
+func KindsOf(xen string) []Kind {
+	kinds := Kinds()
+	if r, err := findRelease(xen); err == nil && r.DeviceModel != "" {
+		kinds = append(kinds, HVM)
+	}
+	return kinds
+}
 
 // A GuestConfig says what guest to create. The zero value is a PV guest with
 // two vCPUs.
@@ -46,7 +59,8 @@ type GuestConfig struct {
 	// system call after the other on one of them.
 	Cmdline string
 	// KASLR lets the kernel choose addresses by chance. Otherwise nokaslr
-	// makes them those of the symbol file.
+	// makes them those of the symbol file. An HVM guest always has it, unless
+	// Cmdline says nokaslr.
 	KASLR bool
 	// Extra lines for the domain's configuration file.
 	Extra string
@@ -115,7 +129,7 @@ func (h *Host) newGuest(cfg GuestConfig) (*Guest, error) {
 }
 
 func (g *Guest) start(ctx context.Context) error {
-	config, err := g.cfg.xl()
+	config, err := g.config(ctx)
 	if err != nil {
 		return err
 	}
@@ -124,8 +138,8 @@ func (g *Guest) start(ctx context.Context) error {
 		return err
 	}
 	begin := time.Now()
-	if _, err := g.host.Output(ctx, "xl create -q /share/"+name); err != nil {
-		return err
+	if _, err := g.host.Output(ctx, g.createCommand("/share/"+name)); err != nil {
+		return g.failed(ctx, err)
 	}
 	out, err := g.host.Output(ctx, "xl domid "+g.cfg.Name)
 	if err != nil {
@@ -135,13 +149,24 @@ func (g *Guest) start(ctx context.Context) error {
 		return fmt.Errorf("read domain id: %w", err)
 	}
 	if err := g.waitTick(ctx, 1); err != nil {
-		return err
+		return g.failed(ctx, err)
 	}
 	g.boot = time.Since(begin)
+	if g.cfg.Kind == HVM {
+		return g.unpin(ctx)
+	}
 	return nil
 }
 
-// xl is the domain's configuration file, as xl.cfg(5) describes it.
+// config is the domain's configuration file, as xl.cfg(5) describes it.
+func (g *Guest) config(ctx context.Context) (string, error) {
+	if g.cfg.Kind == HVM {
+		return g.hvmConfig(ctx)
+	}
+	return g.cfg.xl()
+}
+
+// xl is the configuration of a guest whose kernel xl loads.
 func (c GuestConfig) xl() (string, error) {
 	cmdline := "console=hvc0 rdinit=/init"
 	if !c.KASLR {
@@ -275,7 +300,11 @@ func (g *Guest) Destroy(ctx context.Context) error {
 	if !mine {
 		return nil
 	}
-	res, err := g.host.Run(ctx, "xl destroy "+g.cfg.Name)
+	destroy := "xl destroy " + g.cfg.Name
+	if g.cfg.Kind == HVM {
+		destroy = g.destroyCommand()
+	}
+	res, err := g.host.Run(ctx, destroy)
 	if err != nil {
 		return fmt.Errorf("destroy guest %s: %w", g.cfg.Name, err)
 	}

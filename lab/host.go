@@ -80,6 +80,9 @@ type Host struct {
 	console *console // Xen's and dom0's
 	boot    time.Duration
 
+	hvmMu sync.Mutex
+	hvm   string // cache entry of what dom0 has got for HVM guests
+
 	mu       sync.Mutex
 	closed   bool
 	forwards map[int]string // loopback address by dom0 port
@@ -88,10 +91,17 @@ type Host struct {
 	watchers sync.WaitGroup
 }
 
-// Prepare fetches and builds all that Start needs, so that a later Start
-// needs no network.
+// Prepare fetches and builds all that Start and the guests need, so that
+// later neither needs the network.
 func Prepare(ctx context.Context, cfg Config) error {
-	_, err := prepare(ctx, cfg.withDefaults())
+	h, err := prepare(ctx, cfg.withDefaults())
+	if err != nil {
+		return err
+	}
+	if h.release.DeviceModel == "" {
+		return nil
+	}
+	_, err = h.cache.buildHVM(ctx, h.release, h.image)
 	return err
 }
 
@@ -328,6 +338,9 @@ func (h *Host) Report() string {
 	defer h.mu.Unlock()
 	for _, name := range sortedKeys(h.consoles) {
 		fmt.Fprintf(&b, "--- last lines of guest %s ---\n%s\n", name, h.consoles[name].tail(25))
+		if serial, err := os.ReadFile(h.serialFile(name)); err == nil {
+			fmt.Fprintf(&b, "--- serial port of guest %s ---\n%s\n", name, lastLines(serial, 15))
+		}
 	}
 	return b.String()
 }

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -131,7 +132,7 @@ func TestForward(t *testing.T) {
 }
 
 func TestGuests(t *testing.T) {
-	for _, kind := range lab.Kinds() {
+	for _, kind := range lab.KindsOf(lab.DefaultRelease) {
 		t.Run(string(kind), func(t *testing.T) {
 			h := labtest.Host(t, lab.Config{})
 			testGuest(t, h, kind)
@@ -140,7 +141,7 @@ func TestGuests(t *testing.T) {
 }
 
 func testGuest(t *testing.T, h *lab.Host, kind lab.Kind) {
-	g := labtest.Guest(t, h, lab.GuestConfig{Kind: kind})
+	g := labtest.Guest(t, h, lab.GuestConfig{Kind: kind, Cmdline: "sysrq_always_enabled"})
 	t.Logf("guest %s ticked after %.1f s", g.Name(), g.BootTime().Seconds())
 	if err := g.WaitTick(t.Context(), 2); err != nil {
 		t.Fatal(err)
@@ -164,6 +165,10 @@ func testGuest(t *testing.T, h *lab.Host, kind lab.Kind) {
 		t.Error(err)
 	}
 
+	if kind == lab.HVM {
+		testKASLR(t, h, g)
+	}
+
 	if err := g.Destroy(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -172,6 +177,20 @@ func testGuest(t *testing.T, h *lab.Host, kind lab.Kind) {
 	}
 	if err := g.WaitTick(t.Context(), 1); err == nil {
 		t.Error("a destroyed guest ticks")
+	}
+}
+
+var kernelOffset = regexp.MustCompile(`Kernel Offset: (\S+) from (\S+)`)
+
+// testKASLR crashes a guest, whose kernel then says where it was.
+func testKASLR(t *testing.T, h *lab.Host, g *lab.Guest) {
+	labtest.Output(t, h, "xl sysrq "+g.Name()+" c")
+	eventually(t, "the kernel names its offset", func() bool { return kernelOffset.MatchString(g.Console()) })
+	if m := kernelOffset.FindStringSubmatch(g.Console()); m != nil {
+		t.Logf("kernel was at %s from %s", m[1], m[2])
+		if m[1] == "0x0" {
+			t.Error("kernel was where it was linked")
+		}
 	}
 }
 
@@ -243,7 +262,7 @@ func TestReleases(t *testing.T) {
 		}
 		t.Run(release, func(t *testing.T) {
 			h := labtest.Host(t, lab.Config{Release: release})
-			for _, kind := range lab.Kinds() {
+			for _, kind := range lab.KindsOf(release) {
 				t.Run(string(kind), func(t *testing.T) { testGuest(t, h, kind) })
 			}
 		})

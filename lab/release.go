@@ -20,12 +20,19 @@ type release struct {
 	Security string
 	// Linux is the kernel's version; for people, the packages decide.
 	Linux string
+	// DeviceModel is the package of the QEMU that Xen runs for HVM guests,
+	// DeviceModelPath that program in it. Empty: no HVM guests. (On 4.14, with
+	// usr/bin/qemu-system-i386 of qemu-system-x86, the guest's firmware and
+	// GRUB work, but its kernel hangs when both vCPUs stop for a clock change.)
+	DeviceModel, DeviceModelPath string
 }
 
 var releases = []release{
 	{Xen: "4.14", Suite: "bullseye", Security: "bullseye-security", Linux: "5.10"},
-	{Xen: "4.17", Suite: "bookworm", Security: "bookworm-security", Linux: "6.1"},
-	{Xen: "4.20", Suite: "trixie", Security: "trixie-security", Linux: "6.12"},
+	{Xen: "4.17", Suite: "bookworm", Security: "bookworm-security", Linux: "6.1",
+		DeviceModel: "qemu-system-xen", DeviceModelPath: "usr/libexec/xen-qemu-system-i386"},
+	{Xen: "4.20", Suite: "trixie", Security: "trixie-security", Linux: "6.12",
+		DeviceModel: "qemu-system-xen", DeviceModelPath: "usr/libexec/xen-qemu-system-i386"},
 }
 
 // packages are what apt is asked for; it adds what they depend on.
