@@ -137,13 +137,19 @@ func (s *server) exit() {
 // dial connects a client of the plain protocol, as a new gdb would.
 func (s *server) dial() *client {
 	s.t.Helper()
+	return s.dialAs("multiprocess+;swbreak+;hwbreak+;xmlRegisters=i386;binary-upload+;error-message+")
+}
+
+// dialAs connects a client that says what it supports.
+func (s *server) dialAs(features string) *client {
+	s.t.Helper()
 	conn, err := net.Dial("tcp", s.addr)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() { conn.Close() })
 	c := &client{t: s.t, Client: rsptest.NewClient(conn)}
-	c.must("qSupported:multiprocess+;swbreak+;hwbreak+;xmlRegisters=i386;binary-upload+;error-message+")
+	c.must("qSupported:" + features)
 	if err := c.NoAck(); err != nil {
 		s.t.Fatal(err)
 	}

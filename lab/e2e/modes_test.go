@@ -10,7 +10,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
-	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -23,7 +22,6 @@ import (
 	"gdbserver-xen/lab"
 	"gdbserver-xen/lab/labtest"
 	"gdbserver-xen/lab/testguests"
-	"gdbserver-xen/rsp/rsptest"
 )
 
 // In each mode, memory and registers are what the guest made them.
@@ -70,17 +68,7 @@ func TestModes(t *testing.T) {
 // dialNumbers connects a client that gets errors as numbers, as gdb 13 does.
 func (s *server) dialNumbers() *client {
 	s.t.Helper()
-	conn, err := net.Dial("tcp", s.addr)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.t.Cleanup(func() { conn.Close() })
-	c := &client{t: s.t, Client: rsptest.NewClient(conn)}
-	c.must("qSupported:multiprocess+;swbreak+;hwbreak+;xmlRegisters=i386;binary-upload+")
-	if err := c.NoAck(); err != nil {
-		s.t.Fatal(err)
-	}
-	return c
+	return s.dialAs("multiprocess+;swbreak+;hwbreak+;xmlRegisters=i386;binary-upload+")
 }
 
 // modeTest is the test of one guest.
