@@ -23,7 +23,7 @@ type release struct {
 	// DeviceModel is the package of the QEMU that Xen runs for HVM guests,
 	// DeviceModelPath that program in it. Empty: no HVM guests. (On 4.14, with
 	// usr/bin/qemu-system-i386 of qemu-system-x86, the guest's firmware and
-	// GRUB work, but its kernel hangs when both vCPUs stop for a clock change.)
+	// GRUB work, but Linux 5.10 with two vCPUs hung in multi_cpu_stop, once.)
 	DeviceModel, DeviceModelPath string
 }
 
