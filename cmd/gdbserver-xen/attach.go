@@ -11,6 +11,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -133,7 +134,10 @@ func clients(ctx context.Context, l listener) <-chan connection {
 				if errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF) {
 					return
 				}
-				continue // the client went away before it was accepted
+				// The client went away before it was accepted, or we are short of
+				// something: do not spin.
+				time.Sleep(10 * time.Millisecond)
+				continue
 			}
 			select {
 			case ch <- conn:
