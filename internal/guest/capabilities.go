@@ -17,21 +17,38 @@ type Capability struct {
 	Detail string // by what means, or why not
 }
 
+// The capabilities of a guest.
+const (
+	registersRead  = "registers read"
+	registersWrite = "registers write"
+	memoryRead     = "memory read"
+	memoryWrite    = "memory write"
+)
+
 // Capabilities tries what can be read and written. It changes nothing: for the
 // writes it only asks the hypervisor for the means.
 // Preconditions: the guest is paused.
 func (g *Guest) Capabilities() []Capability {
 	n, c := g.first()
+	if c == nil {
+		const why = "no vCPU has state"
+		return []Capability{
+			{Name: registersRead, Detail: why},
+			{Name: registersWrite, Detail: why},
+			{Name: memoryRead, Detail: why},
+			{Name: memoryWrite, Detail: why},
+		}
+	}
 	return []Capability{
 		g.canReadRegisters(c),
-		g.canWriteRegisters(c),
+		g.canWriteRegisters(),
 		g.canReadMemory(n, c),
-		g.canWriteMemory(n, c),
+		g.canWriteMemory(c),
 	}
 }
 
-// first gives the first vCPU that has state.
-// Preconditions: the guest is paused; Attach has found one.
+// first gives the first vCPU that has state, or nil.
+// Preconditions: the guest is paused.
 func (g *Guest) first() (int, *vcpu) {
 	for n := range g.vcpus {
 		if c, err := g.context(n); err == nil {
@@ -42,11 +59,7 @@ func (g *Guest) first() (int, *vcpu) {
 }
 
 func (g *Guest) canReadRegisters(c *vcpu) Capability {
-	r := Capability{Name: "registers read"}
-	if c == nil {
-		r.Detail = "no vCPU has state"
-		return r
-	}
+	r := Capability{Name: registersRead}
 	have := []string{"general, segment, control, debug, x87, SSE"}
 	var lack []string
 	known := g.decode(c).Known
@@ -79,11 +92,9 @@ func (g *Guest) canReadRegisters(c *vcpu) Capability {
 	return r
 }
 
-func (g *Guest) canWriteRegisters(c *vcpu) Capability {
-	r := Capability{Name: "registers write"}
+func (g *Guest) canWriteRegisters() Capability {
+	r := Capability{Name: registersWrite}
 	switch {
-	case c == nil:
-		r.Detail = "no vCPU has state"
 	case g.host.Quirks().ContextLosesR8toR15 && !g.pv32:
 		r.Detail = "this release of Xen would zero r8 to r15 (fixed in 4.21.2)"
 	case g.kind == xen.PV:
@@ -97,11 +108,7 @@ func (g *Guest) canWriteRegisters(c *vcpu) Capability {
 }
 
 func (g *Guest) canReadMemory(n int, c *vcpu) Capability {
-	r := Capability{Name: "memory read"}
-	if c == nil {
-		r.Detail = "no vCPU has state"
-		return r
-	}
+	r := Capability{Name: memoryRead}
 	frames := "guest"
 	if g.kind == xen.PV {
 		frames = "machine"
@@ -118,12 +125,8 @@ func (g *Guest) canReadMemory(n int, c *vcpu) Capability {
 	return r
 }
 
-func (g *Guest) canWriteMemory(n int, c *vcpu) Capability {
-	r := Capability{Name: "memory write"}
-	if c == nil {
-		r.Detail = "no vCPU has state"
-		return r
-	}
+func (g *Guest) canWriteMemory(c *vcpu) Capability {
+	r := Capability{Name: memoryWrite}
 	if err := g.mem.writable(&c.view, c.ctx.RSP); err != nil {
 		if ipErr := g.mem.writable(&c.view, c.ctx.RIP); ipErr != nil {
 			r.Detail = err.Error()

@@ -158,7 +158,7 @@ func (g *Guest) Detach() error { return g.Resume() }
 // forget drops all that holds only while the guest is paused.
 func (g *Guest) forget() error {
 	for i := range g.vcpus {
-		g.vcpus[i].fetched = false
+		g.vcpus[i].asked, g.vcpus[i].fetched = false, false
 	}
 	return g.mem.drop()
 }

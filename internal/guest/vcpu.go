@@ -20,6 +20,8 @@ var isAMD = x86.ThisIsAMD
 
 // vcpu is a vCPU with what was read of it since the guest was paused.
 type vcpu struct {
+	asked   bool
+	info    xen.VCPUInfo // if asked
 	fetched bool
 	ctx     xen.VCPUContext
 	ctx32   xen.VCPUContext32 // of a 32-bit PV guest; ctx then is its Widen
@@ -84,7 +86,7 @@ func (g *Guest) readContext(n int, c *vcpu) error {
 func (g *Guest) VCPUs() ([]int, error) {
 	var up, known []int
 	for n := range g.vcpus {
-		info, err := g.host.VCPUInfo(g.id, n)
+		info, err := g.ask(n)
 		switch {
 		case errors.Is(err, xen.ErrNoVCPU):
 			continue
@@ -107,13 +109,26 @@ func (g *Guest) VCPUs() ([]int, error) {
 	return up, nil
 }
 
-// State tells how a vCPU stands.
+// ask asks how a vCPU is scheduled, and keeps the answer while the guest is
+// paused.
+func (g *Guest) ask(n int) (xen.VCPUInfo, error) {
+	info, err := g.host.VCPUInfo(g.id, n)
+	c := &g.vcpus[n]
+	c.info, c.asked = info, g.paused && err == nil
+	return info, err
+}
+
+// State tells how a vCPU stands, by the answer that VCPUs got, if it was asked
+// while the guest is paused.
 func (g *Guest) State(n int) (State, error) {
 	c, err := g.context(n)
 	if err != nil {
 		return State{}, err
 	}
-	info, err := g.host.VCPUInfo(g.id, n)
+	info := c.info
+	if !c.asked {
+		info, err = g.ask(n)
+	}
 	return State{VCPUInfo: info, UserMode: g.inUserMode(c)}, err
 }
 
