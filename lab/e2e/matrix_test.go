@@ -99,8 +99,6 @@ func TestMatrix(t *testing.T) {
 				continue
 			}
 			t.Run(release+"/"+string(kind), func(t *testing.T) {
-				// Not machine's CPU: on it, Linux in a PVH guest of Xen 4.14 complains
-				// of bad FPU states, and programs in dom0 crash.
 				h := host(t, lab.Config{Release: release})
 				m := &trialOf{host: h, guest: labtest.Guest(t, h, lab.GuestConfig{Kind: kind, Cmdline: "work=kernel nokaslr"})}
 				for _, tr := range trials {

@@ -28,7 +28,7 @@ import (
 func TestModes(t *testing.T) {
 	for _, guest := range testguests.Guests() {
 		t.Run(guest.Name, func(t *testing.T) {
-			h := host(t, machine)
+			h := host(t, vectors)
 			program, err := guest.Build(t.Context(), t.TempDir())
 			if err != nil {
 				t.Fatal(err)
