@@ -19,4 +19,9 @@ const (
 const EFERLMA uint64 = 1 << 10 // IA-32e mode active
 
 // Bits of RFLAGS (SDM vol. 1, section 3.4.3).
-const RFLAGSVM uint64 = 1 << 17 // virtual-8086 mode
+const (
+	RFLAGSTF uint64 = 1 << 8 // trap after the next instruction
+	RFLAGSIF uint64 = 1 << 9
+	RFLAGSRF uint64 = 1 << 16 // no instruction breakpoint at the next instruction
+	RFLAGSVM uint64 = 1 << 17 // virtual-8086 mode
+)
