@@ -13,3 +13,8 @@ func (ctx *VCPUContext) bytes() []byte {
 func (ctx *VCPUContext32) bytes() []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(ctx)), contextSize32)
 }
+
+// bytes gives cpu itself, not a copy.
+func (cpu *SavedCPU) bytes() []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(cpu)), savedCPUSize)
+}

@@ -29,11 +29,19 @@ const (
 	domctlSetVCPUContext       domctlOp = 12
 	domctlGetVCPUContext       domctlOp = 13
 	domctlGetVCPUInfo          domctlOp = 14
+	domctlSetDebugging         domctlOp = 18
+	domctlGetHVMContext        domctlOp = 33
+	domctlSetHVMContext        domctlOp = 34
 	domctlGetAddressSize       domctlOp = 36
+	domctlDebugOp              domctlOp = 54
 	domctlGetHVMContextPartial domctlOp = 55
+	domctlVMEventOp            domctlOp = 56
 	domctlSetVCPUExtState      domctlOp = 62
 	domctlGetVCPUExtState      domctlOp = 63
+	domctlGDBSXPauseVCPU       domctlOp = 1001
+	domctlMonitorOp            domctlOp = 77
 	domctlGDBSXUnpauseVCPU     domctlOp = 1002
+	domctlGDBSXDomStatus       domctlOp = 1003
 )
 
 var domctlNames = map[domctlOp]string{
@@ -43,11 +51,19 @@ var domctlNames = map[domctlOp]string{
 	domctlSetVCPUContext:       "setvcpucontext",
 	domctlGetVCPUContext:       "getvcpucontext",
 	domctlGetVCPUInfo:          "getvcpuinfo",
+	domctlSetDebugging:         "setdebugging",
+	domctlGetHVMContext:        "gethvmcontext",
+	domctlSetHVMContext:        "sethvmcontext",
 	domctlGetAddressSize:       "get_address_size",
+	domctlDebugOp:              "debug_op",
 	domctlGetHVMContextPartial: "gethvmcontext_partial",
+	domctlVMEventOp:            "vm_event_op",
 	domctlSetVCPUExtState:      "setvcpuextstate",
 	domctlGetVCPUExtState:      "getvcpuextstate",
+	domctlGDBSXPauseVCPU:       "gdbsx_pausevcpu",
+	domctlMonitorOp:            "monitor_op",
 	domctlGDBSXUnpauseVCPU:     "gdbsx_unpausevcpu",
+	domctlGDBSXDomStatus:       "gdbsx_domstatus",
 }
 
 // String gives the operation's name in the public header.
@@ -273,17 +289,6 @@ func (h *Host) AddressSize(domain DomID) (int, error) {
 	var u union
 	err := h.domainCall(domctlGetAddressSize, domain, &u)
 	return int(u.u32(0)), err
-}
-
-// HasGDBSX tells whether the hypervisor was built with CONFIG_GDBSX. It asks
-// with a call that a hypervisor without it refuses, and with a vCPU that no
-// domain has, so that nothing happens (gdbsx_guestmemio would crash some).
-func (h *Host) HasGDBSX(domain DomID) bool {
-	var u union
-	u.putU32(0, ^uint32(0))
-	err := h.domctl(domctlGDBSXUnpauseVCPU, domain, &u)
-	// EBUSY: the domain is not paused; EINVAL: it has no such vCPU.
-	return errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EINVAL)
 }
 
 // MaxGPFN gives a domain's highest frame number: of a PV domain the highest

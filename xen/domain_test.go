@@ -220,28 +220,6 @@ func TestMaxGPFN(t *testing.T) {
 	}
 }
 
-func TestHasGDBSX(t *testing.T) {
-	for _, gdbsx := range []bool{false, true} {
-		x := xentest.New(t, xentest.Config{GDBSX: gdbsx})
-		x.AddDomain(xentest.DomainConfig{ID: 3, Kind: xen.PV})
-		x.AddDomain(xentest.DomainConfig{ID: 4, Kind: xen.PV, Pauses: 1})
-		h := x.Host()
-		for _, id := range []xen.DomID{3, 4} {
-			if got := h.HasGDBSX(id); got != gdbsx {
-				t.Errorf("domain %d, built with GDBSX %v: %v", id, gdbsx, got)
-			}
-		}
-		if h.HasGDBSX(9) {
-			t.Error("a domain that does not exist says that there is GDBSX")
-		}
-		// 4.14 to 4.16 pass unknown operations on to the IOMMU code.
-		x.FailAlways(xentest.OpGDBSXUnpauseVCPU, unix.EOPNOTSUPP)
-		if h.HasGDBSX(3) {
-			t.Error("EOPNOTSUPP is taken for GDBSX")
-		}
-	}
-}
-
 // What the main errors say.
 func TestErrorTexts(t *testing.T) {
 	x := xentest.New(t, xentest.Config{})

@@ -36,6 +36,8 @@ var (
 	ErrNotPaused = errors.New("the domain is not paused")
 	// ErrNoVCPU says that the domain has no such vCPU.
 	ErrNoVCPU = errors.New("no such vCPU")
+	// ErrVCPUNotPaused says that a vCPU's own count of pauses is zero already.
+	ErrVCPUNotPaused = errors.New("the vCPU is not paused, or there is none")
 	// ErrVCPUOffline says that the vCPU was never brought up: it has no state.
 	ErrVCPUOffline = errors.New("the vCPU was never brought up")
 	// ErrBadFrame says that a frame does not exist, belongs to another domain,
@@ -46,6 +48,14 @@ var (
 	ErrFrameBusy = errors.New("frame is in use as a page table or descriptor table")
 	// ErrFramePaged says that a frame is paged out, and now on its way in.
 	ErrFramePaged = errors.New("frame is paged out")
+	// ErrRingInUse says that another program listens to a domain's vm_events.
+	ErrRingInUse = errors.New("another program listens to this domain's vm_events: only one can, so it must end first")
+	// ErrRing says that a ring of vm_events holds what the hypervisor does not
+	// put there.
+	ErrRing = errors.New("ring of vm_events is corrupt")
+	// ErrRingWaited says that vCPUs wait for a slot on a ring of vm_events, which
+	// therefore cannot be removed.
+	ErrRingWaited = errors.New("vCPUs wait for a slot on the ring of vm_events")
 	// ErrQuirk says that this release of Xen has a fault that makes the call
 	// unsafe.
 	ErrQuirk = errors.New("this release of Xen gets it wrong")

@@ -22,6 +22,7 @@ type Host struct {
 	version   Version
 	quirks    Quirks
 	info      infoLayout
+	event     eventLayout
 	stats     counters
 
 	mu     sync.Mutex
@@ -123,7 +124,7 @@ func (h *Host) probe() error {
 		}
 		return err
 	}
-	h.info = rel.info
+	h.info, h.event = rel.info, rel.event
 	h.quirks = h.version.quirks()
 	return h.probeSysctl(rel.sysctl)
 }

@@ -38,6 +38,8 @@ func TestReleases(t *testing.T) {
 			"sysctl":          header(t, release, "XEN_SYSCTL_INTERFACE_VERSION"),
 			"size of info":    header(t, release, "sizeof(struct xen_domctl_getdomaininfo)"),
 			"emulation flags": header(t, release, "xen_domctl_getdomaininfo.arch_config.emulation_flags"),
+			"vm_event":        header(t, release, "VM_EVENT_INTERFACE_VERSION"),
+			"size of event":   header(t, release, "sizeof(struct vm_event_st)"),
 		}
 		r := releases[i]
 		got := map[string]int{
@@ -45,6 +47,8 @@ func TestReleases(t *testing.T) {
 			"sysctl":          int(r.sysctl),
 			"size of info":    r.info.size,
 			"emulation flags": r.info.emulationFlags,
+			"vm_event":        int(r.event.version),
+			"size of event":   r.event.size,
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("Xen %s (-headers +table):\n%s", release, diff)
@@ -81,6 +85,43 @@ func TestConstants(t *testing.T) {
 		"XEN_DOMINF_running":                dominfRunning,
 		"XEN_DOMINF_debugged":               dominfDebugged,
 		"sizeof(struct vcpu_guest_context)": contextSize,
+
+		"__HYPERVISOR_hvm_op":                           hypercallHVMOp,
+		"__HYPERVISOR_dm_op":                            hypercallDMOp,
+		"XENMEM_populate_physmap":                       memoryPopulatePhysmap,
+		"XENMEM_decrease_reservation":                   memoryDecreaseReservation,
+		"HVM_PARAM_MONITOR_RING_PFN":                    paramMonitorRing,
+		"XEN_VM_EVENT_ENABLE":                           vmEventEnable,
+		"XEN_VM_EVENT_DISABLE":                          vmEventDisable,
+		"XEN_VM_EVENT_RESUME":                           vmEventResume,
+		"XEN_VM_EVENT_GET_VERSION":                      vmEventGetVersion,
+		"XEN_DOMCTL_VM_EVENT_OP_MONITOR":                vmEventMonitor,
+		"XEN_DOMCTL_MONITOR_OP_ENABLE":                  monitorOpEnable,
+		"XEN_DOMCTL_MONITOR_OP_DISABLE":                 monitorOpDisable,
+		"XEN_DOMCTL_MONITOR_OP_GET_CAPABILITIES":        monitorOpGetCapabilities,
+		"XEN_DOMCTL_MONITOR_EVENT_SINGLESTEP":           int(MonitorSingleStep),
+		"XEN_DOMCTL_MONITOR_EVENT_SOFTWARE_BREAKPOINT":  int(MonitorBreakpoint),
+		"XEN_DOMCTL_MONITOR_EVENT_DEBUG_EXCEPTION":      int(MonitorDebug),
+		"VM_EVENT_FLAG_VCPU_PAUSED":                     flagVCPUPaused,
+		"VM_EVENT_REASON_SOFTWARE_BREAKPOINT":           int(ReasonBreakpoint),
+		"VM_EVENT_REASON_SINGLESTEP":                    int(ReasonSingleStep),
+		"VM_EVENT_REASON_DEBUG_EXCEPTION":               int(ReasonDebug),
+		"__CONST_RING_SIZE(vm_event, 4096)":             ringSlots,
+		"vm_event_sring.req_prod":                       ringReqProd,
+		"vm_event_sring.req_event":                      ringReqEvent,
+		"vm_event_sring.rsp_prod":                       ringRspProd,
+		"vm_event_sring.rsp_event":                      ringRspEvent,
+		"vm_event_sring.ring":                           ringHeader,
+		"vm_event_st.version":                           eventVersion,
+		"vm_event_st.flags":                             eventFlags,
+		"vm_event_st.reason":                            eventReason,
+		"vm_event_st.vcpu_id":                           eventVCPU,
+		"vm_event_st.u.software_breakpoint.insn_length": eventLength,
+		"vm_event_st.u.debug_exception.insn_length":     eventLength,
+		"vm_event_st.u.software_breakpoint.type":        eventType,
+		"vm_event_st.u.debug_exception.type":            eventType,
+		"vm_event_st.data.regs.x86.rflags":              eventRFLAGS,
+		"vm_event_st.data.regs.x86.rip":                 eventRIP,
 	}
 	for op, name := range domctlNames {
 		ours["XEN_DOMCTL_"+name] = int(op)
@@ -123,6 +164,64 @@ var contextFields = map[string]string{
 	"event_callback_eip": "EventCallback", "failsafe_callback_eip": "FailsafeCallback",
 	"syscall_callback_eip": "SyscallCallback", "vm_assist": "VMAssist",
 	"fs_base": "FSBase", "gs_base_kernel": "GSBaseKernel", "gs_base_user": "GSBaseUser",
+}
+
+// savedFields are the fields of a SavedCPU by those of the headers, or by the
+// first of several.
+var savedFields = map[string]string{
+	"fpu_regs": "FPU", "rax": "RAX", "rbx": "RBX", "rcx": "RCX", "rdx": "RDX",
+	"rbp": "RBP", "rsi": "RSI", "rdi": "RDI", "rsp": "RSP", "r8": "R8toR15", "rip": "RIP", "rflags": "RFLAGS",
+	"cr0": "CR0", "cr2": "CR2", "cr3": "CR3", "cr4": "CR4", "dr0": "DR", "dr6": "DR6", "dr7": "DR7",
+	"cs_sel": "Selectors", "cs_limit": "Limits", "cs_base": "Bases", "cs_arbytes": "Attributes",
+	"shadow_gs": "ShadowGS", "msr_efer": "EFER", "flags": "Flags",
+}
+
+// Arrays in a SavedCPU stand for fields that follow each other.
+func TestSavedCPU(t *testing.T) {
+	of := reflect.TypeFor[SavedCPU]()
+	if got, want := int(of.Size()), header(t, "", "sizeof(struct hvm_hw_cpu)"); got != want || savedCPUSize != want {
+		t.Errorf("SavedCPU has %d bytes, struct hvm_hw_cpu %d", got, want)
+	}
+	at := func(theirs, ours string, element int) {
+		f, ok := of.FieldByName(ours)
+		if !ok {
+			t.Fatalf("no field %s", ours)
+		}
+		offset := int(f.Offset)
+		if element > 0 {
+			offset += element * int(f.Type.Elem().Size())
+		}
+		if want := header(t, "", "hvm_hw_cpu."+theirs); offset != want {
+			t.Errorf("%s[%d] is at %d, %s at %d", ours, element, offset, theirs, want)
+		}
+	}
+	for theirs, ours := range savedFields {
+		at(theirs, ours, 0)
+	}
+	at("r15", "R8toR15", 7)
+	at("dr3", "DR", 3)
+	for name, i := range map[string]int{"cs": SegCS, "ds": SegDS, "es": SegES, "fs": SegFS, "gs": SegGS, "ss": SegSS, "tr": SegTR, "ldtr": SegLDTR} {
+		at(name+"_sel", "Selectors", i)
+	}
+	for name, i := range map[string]int{"ds": SegDS, "ss": SegSS, "ldtr": SegLDTR, "idtr": SegIDTR, "gdtr": SegGDTR} {
+		at(name+"_limit", "Limits", i)
+	}
+	for name, i := range map[string]int{"ss": SegSS, "ldtr": SegLDTR, "idtr": SegIDTR, "gdtr": SegGDTR} {
+		at(name+"_base", "Bases", i)
+	}
+	at("ss_arbytes", "Attributes", SegSS)
+	at("ldtr_arbytes", "Attributes", SegLDTR)
+	for name, ours := range map[string]int{"CPU": saveCPUType, "LAPIC_REGS": saveLAPICType, "MTRR": saveMTRRType, "CPU_XSAVE": saveXSAVEType, "HEADER": saveHeader, "END": saveEnd} {
+		if want := header(t, "", "HVM_SAVE_CODE("+name+")"); ours != want {
+			t.Errorf("type of %s is %d, headers say %d", name, ours, want)
+		}
+	}
+	if want := header(t, "", "sizeof(struct hvm_save_descriptor)"); saveDescriptor != want {
+		t.Errorf("descriptor has %d bytes, headers say %d", saveDescriptor, want)
+	}
+	if want := header(t, "", "XEN_X86_FPU_INITIALISED"); SavedFPUValid != want {
+		t.Errorf("flag of the FPU is %d, headers say %d", SavedFPUValid, want)
+	}
 }
 
 func TestStructLayouts(t *testing.T) {
@@ -212,6 +311,8 @@ type wire struct {
 	mem     []byte
 	// domctl and sysctl see whole structures, which the calls give back.
 	domctl, sysctl func(cmd int, b []byte) unix.Errno
+	// other sees all other hypercalls.
+	other func(op uint64, args [5]uint64) (int64, error)
 }
 
 func newWire(t *testing.T, release string) (*wire, *Host) {
@@ -283,6 +384,9 @@ func (w *wire) Hypercall(op uint64, args [5]uint64) (int64, error) {
 			errno = w.sysctl(cmd, b)
 		}
 	default:
+		if w.other != nil {
+			return w.other(op, args)
+		}
 		errno = unix.ENOSYS
 	}
 	if errno != 0 {
@@ -506,7 +610,10 @@ func TestCallLayouts(t *testing.T) {
 			}
 			switch typecode := int(le.Uint32(b[w.off(hp+"type"):])); typecode {
 			case w.off("HVM_SAVE_CODE(CPU)"):
-				le.PutUint64(record("hvm_hw_cpu")[w.off("hvm_hw_cpu.msr_efer"):], 0xd01)
+				r := record("hvm_hw_cpu")
+				le.PutUint64(r[w.off("hvm_hw_cpu.msr_efer"):], 0xd01)
+				le.PutUint64(r[w.off("hvm_hw_cpu.idtr_base"):], 0xfffffe0000000000)
+				le.PutUint64(r[w.off("hvm_hw_cpu.msr_lstar"):], 0xffffffff81c00000)
 			case w.off("HVM_SAVE_CODE(LAPIC_REGS)"):
 				// The header gives only the size of the registers' page: the task
 				// priority is where every local APIC has it (SDM vol. 3A, table
@@ -517,11 +624,77 @@ func TestCallLayouts(t *testing.T) {
 			}
 		})
 		cpu, err := h.HVMCPU(5, 3)
-		if want := (HVMCPU{EFER: 0xd01, TPR: 0x70}); err != nil || cpu != want {
+		if want := (HVMCPU{EFER: 0xd01, IDTBase: 0xfffffe0000000000, LSTAR: 0xffffffff81c00000, TPR: 0x70}); err != nil || cpu != want {
 			t.Errorf("HVMCPU gives %+v, %v", cpu, err)
+		}
+
+		const hc = "xen_domctl.u.hvmcontext."
+		var stream []byte
+		for _, r := range []struct{ name, of string }{{"HEADER", ""}, {"CPU", "hvm_hw_cpu"}, {"END", ""}} {
+			size := 0
+			if r.of != "" {
+				size = w.off("sizeof(struct " + r.of + ")")
+			}
+			stream = le.AppendUint16(stream, uint16(w.off("HVM_SAVE_CODE("+r.name+")")))
+			stream = le.AppendUint16(stream, 3)
+			stream = le.AppendUint32(stream, uint32(size))
+			stream = append(stream, image[:size]...)
+		}
+		w.expect("gethvmcontext", func(b []byte) {
+			if w.u64(b, hc+"buffer") == 0 {
+				le.PutUint32(b[w.off(hc+"size"):], 2000)
+				return
+			}
+			w.u32(b, hc+"size", 2000)
+			copy(w.at(w.u64(b, hc+"buffer"), 2000), stream)
+			le.PutUint32(b[w.off(hc+"size"):], uint32(len(stream)))
+		})
+		saved, err := h.VCPUState(5, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.expect("sethvmcontext", func(b []byte) {
+			w.u32(b, hc+"size", uint32(len(stream)))
+			got := slices.Clone(w.at(w.u64(b, hc+"buffer"), len(stream)))
+			le.PutUint16(got[len(got)-8+2:], 3) // no instance at the end
+			if diff := cmp.Diff(stream, got); diff != "" {
+				t.Errorf("state did not go back as it came (-want +got):\n%s", diff)
+			}
+		})
+		if err := h.SetVCPUState(5, saved); err != nil {
+			t.Error(err)
 		}
 
 		w.expect("gdbsx_unpausevcpu", func(b []byte) { w.u32(b, "xen_domctl.u.gdbsx_pauseunp_vcpu.vcpu", ^uint32(0)) })
 		h.HasGDBSX(5)
+		for name, call := range map[string]func(DomID, int) error{
+			"gdbsx_pausevcpu": h.PauseVCPU, "gdbsx_unpausevcpu": h.UnpauseVCPU,
+		} {
+			w.expect(name, func(b []byte) { w.u32(b, "xen_domctl.u.gdbsx_pauseunp_vcpu.vcpu", 3) })
+			if err := call(5, 3); err != nil {
+				t.Error(err)
+			}
+		}
+		for _, on := range []byte{1, 0} {
+			w.expect("setdebugging", func(b []byte) {
+				if got := b[w.off("xen_domctl.u.setdebugging.enable")]; got != on {
+					t.Errorf("setdebugging with %d, want %d", got, on)
+				}
+			})
+			if err := h.SetDebugging(5, on == 1); err != nil {
+				t.Error(err)
+			}
+		}
+		const ds = "xen_domctl.u.gdbsx_domstatus."
+		for _, want := range []int{3, -1} {
+			w.expect("gdbsx_domstatus", func(b []byte) {
+				b[w.off(ds+"paused")] = 1
+				le.PutUint32(b[w.off(ds+"vcpu_id"):], uint32(want))
+				le.PutUint32(b[w.off(ds+"vcpu_ev"):], 3)
+			})
+			if got, err := h.NextDebugEvent(5); err != nil || got != want {
+				t.Errorf("NextDebugEvent gives %d, %v, want %d", got, err, want)
+			}
+		}
 	})
 }

@@ -4,6 +4,8 @@ package xen
 
 import (
 	"fmt"
+	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,15 +44,31 @@ func mapFrames[F Frame](h *Host, domain DomID, frames []F, write bool) (*Mapping
 		raw[i] = uint64(f)
 	}
 	m.describe = func(i int) string { return fmt.Sprint(F(raw[i])) }
-	h.stats.maps.Add(1)
-	h.stats.frames.Add(uint64(len(frames)))
-	var err error
-	m.mem, err = h.transport.Map(uint16(domain), raw, m.errs, write)
-	if err != nil {
-		return nil, opError("IOCTL_PRIVCMD_MMAPBATCH_V2", int(domain), err)
+	for try := 1; ; try++ {
+		h.stats.maps.Add(1)
+		h.stats.frames.Add(uint64(len(frames)))
+		var err error
+		m.mem, err = h.transport.Map(uint16(domain), raw, m.errs, write)
+		if err != nil {
+			return nil, opError("IOCTL_PRIVCMD_MMAPBATCH_V2", int(domain), err)
+		}
+		if try == pagingTries || !slices.Contains(m.errs, -int32(unix.ENOENT)) {
+			return m, nil
+		}
+		// To ask for a frame that is paged out has the pager bring it in.
+		if err := h.transport.Unmap(m.mem); err != nil {
+			return nil, opError("munmap", int(domain), err)
+		}
+		time.Sleep(pagingPause)
 	}
-	return m, nil
 }
+
+// How often frames that are paged out are asked for, and how long after one
+// another: half a second in all, for there may be no pager any more.
+const (
+	pagingTries = 50
+	pagingPause = 10 * time.Millisecond
+)
 
 // frameErrors are what errnos mean for a frame of a mapping.
 var frameErrors = map[unix.Errno]error{
@@ -65,7 +83,7 @@ var frameErrors = map[unix.Errno]error{
 func (m *Mapping) Len() int { return len(m.errs) }
 
 // Page gives the PageSize bytes of frame i, until Close, or why it is not
-// mapped: ErrBadFrame, ErrFrameBusy, ErrFramePaged.
+// mapped: ErrBadFrame, ErrFrameBusy, or ErrFramePaged if no pager brings it in.
 func (m *Mapping) Page(i int) ([]byte, error) {
 	if errno := m.errs[i]; errno != 0 {
 		return nil, fmt.Errorf("map %s: %w", m.describe(i), errnoAs(unix.Errno(-errno), frameErrors))

@@ -60,6 +60,36 @@ func TestMapping(t *testing.T) {
 	}
 }
 
+// A frame that is paged out is asked for until the pager has brought it in.
+func TestMapPagedOut(t *testing.T) {
+	x := xentest.New(t, xentest.Config{})
+	d := x.AddDomain(xentest.DomainConfig{ID: 3, Kind: xen.PVH})
+	first, second := d.Alloc(), d.Alloc()
+	copy(d.Frame(second), "back")
+	for _, write := range []bool{false, true} {
+		d.PageOut(second, 3)
+		m, err := x.Host().MapGuestFrames(3, []xen.GFN{xen.GFN(first), xen.GFN(second)}, write)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if page, err := m.Page(1); err != nil || string(page[:4]) != "back" {
+			t.Errorf("write %v: %v", write, err)
+		}
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := x.Calls(xentest.OpMap); n != 8 {
+		t.Errorf("asked %d times, want 4 for each", n)
+	}
+
+	d.PageOut(second, 3)
+	x.Fail(xentest.OpUnmap, 1, unix.EINVAL)
+	if _, err := x.Host().MapGuestFrames(3, []xen.GFN{xen.GFN(second)}, false); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("unmapping fails: %v", err)
+	}
+}
+
 func TestMapNothing(t *testing.T) {
 	x := xentest.New(t, xentest.Config{})
 	m, err := x.Host().MapGuestFrames(3, nil, false)

@@ -60,7 +60,7 @@ func openPrivcmd() (*privcmd, error) {
 		return nil, fmt.Errorf("%w (%w)", ErrNoPrivcmd, err)
 	}
 	p := &privcmd{fd: fd}
-	if err := p.allocate(); err != nil {
+	if p.buffer, p.locked, err = hypercallMemory(bufferSize); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("memory for hypercalls: %w", err)
 	}
@@ -87,26 +87,6 @@ func openFirst(paths ...string) (int, error) {
 func onXen() bool {
 	b, err := os.ReadFile("/sys/hypervisor/type")
 	return err == nil && strings.TrimSpace(string(b)) == "xen"
-}
-
-// allocate gets the memory that hypercalls point to.
-func (p *privcmd) allocate() error {
-	if fd, err := unix.Open("/dev/xen/hypercall", unix.O_RDWR|unix.O_CLOEXEC, 0); err == nil {
-		defer unix.Close(fd)
-		ptr, err := unix.MmapPtr(fd, 0, nil, bufferSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-		if err != nil {
-			return fmt.Errorf("mmap /dev/xen/hypercall: %w", err)
-		}
-		p.buffer = unsafe.Slice((*byte)(ptr), bufferSize)
-		return nil
-	}
-	ptr, err := unix.MmapPtr(-1, 0, nil, bufferSize, unix.PROT_READ|unix.PROT_WRITE,
-		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_LOCKED|unix.MAP_POPULATE)
-	if err != nil {
-		return fmt.Errorf("mmap locked memory (raise `ulimit -l` if it is limited): %w", err)
-	}
-	p.buffer, p.locked = unsafe.Slice((*byte)(ptr), bufferSize), true
-	return unix.Madvise(p.buffer, unix.MADV_DONTFORK)
 }
 
 func (p *privcmd) Buffer() []byte { return p.buffer }

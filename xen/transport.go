@@ -37,6 +37,8 @@ const (
 const (
 	hypercallMemoryOp = 12
 	hypercallVersion  = 17
+	hypercallHVMOp    = 34
 	hypercallSysctl   = 35
 	hypercallDomctl   = 36
+	hypercallDMOp     = 41
 )

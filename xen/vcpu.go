@@ -268,8 +268,11 @@ func (h *Host) SetVCPUExtState(domain DomID, vcpu int, s ExtState) error {
 // HVMCPU is what a VCPUContext of an HVM or PVH guest lacks, from its save
 // state (Xen public header arch-x86/hvm/save.h).
 type HVMCPU struct {
-	EFER uint64
-	TPR  uint8 // the local APIC's task priority, of which CR8 is the upper half
+	EFER    uint64
+	IDTBase uint64
+	LSTAR   uint64    // where SYSCALL goes in 64-bit mode
+	R8toR15 [8]uint64 // which some releases of Xen leave out: Quirks.ContextLosesR8toR15
+	TPR     uint8     // the local APIC's task priority, of which CR8 is the upper half
 }
 
 // A saveRecord is a part of the save state of an HVM or PVH guest.
@@ -285,8 +288,11 @@ var (
 
 // Offsets within the records.
 const (
-	saveCPUEFER  = 992
-	saveLAPICTPR = 0x80
+	saveCPUR8      = 576
+	saveCPUIDTBase = 872
+	saveCPULSTAR   = 960
+	saveCPUEFER    = 992
+	saveLAPICTPR   = 0x80
 )
 
 // HVMCPU reads what a VCPUContext of an HVM or PVH guest lacks.
@@ -299,6 +305,11 @@ func (h *Host) HVMCPU(domain DomID, vcpu int) (HVMCPU, error) {
 		return cpu, err
 	}
 	cpu.EFER = binary.LittleEndian.Uint64(mem[saveCPUEFER:])
+	cpu.IDTBase = binary.LittleEndian.Uint64(mem[saveCPUIDTBase:])
+	cpu.LSTAR = binary.LittleEndian.Uint64(mem[saveCPULSTAR:])
+	for i := range cpu.R8toR15 {
+		cpu.R8toR15[i] = binary.LittleEndian.Uint64(mem[saveCPUR8+8*i:])
+	}
 	if mem, err = h.savedLocked(domain, vcpu, saveLAPICRegs); err != nil {
 		return cpu, err
 	}

@@ -27,25 +27,38 @@ var (
 	info112 = infoLayout{size: 112, emulationFlags: 104} // since 4.16: gpaddr_bits
 )
 
+// eventLayout gives the version and the size of the records on a ring of
+// vm_events. What is used of them has not moved.
+type eventLayout struct {
+	version uint32
+	size    int
+}
+
+var (
+	event384 = eventLayout{version: 6, size: 384}
+	event400 = eventLayout{version: 7, size: 400} // since 4.15: npt_base, vmtrace_pos
+)
+
 // release is a row of the table: a release of Xen, its interface versions, the
 // layouts that go with them and what it does in its own way.
 type release struct {
 	major, minor   int
 	domctl, sysctl uint32
 	info           infoLayout
+	event          eventLayout
 }
 
 // releases is every release whose layouts are known, oldest first.
 var releases = []release{
-	{4, 14, 0x12, 0x13, info104},
-	{4, 15, 0x13, 0x13, info104},
-	{4, 16, 0x14, 0x14, info112},
-	{4, 17, 0x15, 0x15, info112},
-	{4, 18, 0x16, 0x15, info112},
-	{4, 19, 0x17, 0x15, info112},
-	{4, 20, 0x17, 0x15, info112},
-	{4, 21, 0x17, 0x16, info112},
-	{4, 22, 0x18, 0x16, info112},
+	{4, 14, 0x12, 0x13, info104, event384},
+	{4, 15, 0x13, 0x13, info104, event400},
+	{4, 16, 0x14, 0x14, info112, event400},
+	{4, 17, 0x15, 0x15, info112, event400},
+	{4, 18, 0x16, 0x15, info112, event400},
+	{4, 19, 0x17, 0x15, info112, event400},
+	{4, 20, 0x17, 0x15, info112, event400},
+	{4, 21, 0x17, 0x16, info112, event400},
+	{4, 22, 0x18, 0x16, info112, event400},
 }
 
 // Version is what the hypervisor says of itself.
@@ -70,6 +83,11 @@ type Quirks struct {
 	// gives the CR2 of the last page fault that the hypervisor injected, not the
 	// guest's (before 4.20.4, 4.21.2 and 4.22).
 	SVMStaleCR2 bool
+	// DebugStopsUnsure: gdbsx's calls alone do not mean that SetDebugging stops a
+	// domain, which takes CONFIG_CRASH_DEBUG too: without, HVM and PVH guests lose
+	// their int3. With it, DR6 does not tell why a vCPU of a PV domain stopped
+	// (4.14 to 4.16).
+	DebugStopsUnsure bool
 }
 
 // quirks works out the quirks of a version.
@@ -78,6 +96,7 @@ func (v Version) quirks() Quirks {
 	patch, _ := strconv.Atoi(digits(strings.TrimPrefix(v.Extra, ".")))
 	return Quirks{
 		ContextLosesR8toR15: at(21) && patch < 2,
+		DebugStopsUnsure:    v.Major == 4 && v.Minor >= 14 && v.Minor <= 16,
 		SVMStaleCR2:         v.Major == 4 && v.Minor < 20 || at(20) && patch < 4 || at(21) && patch < 2,
 	}
 }

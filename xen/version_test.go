@@ -107,29 +107,30 @@ func TestFindReleaseErrors(t *testing.T) {
 
 func TestQuirks(t *testing.T) {
 	tests := []struct {
-		minor        int
-		extra        string
-		loses, stale bool
+		minor                int
+		extra                string
+		loses, stale, unsure bool
 	}{
-		{14, ".6", false, true},
-		{17, ".5", false, true},
-		{17, ".6-pre", false, true},
-		{18, ".0", false, true},
-		{20, ".1", false, true},
-		{20, ".4", false, false},
-		{20, ".5-pre", false, false},
-		{21, ".0", true, true},
-		{21, ".1", true, true},
-		{21, ".2", false, false},
-		{21, ".2-pre", false, false},
-		{21, ".10", false, false},
-		{21, "-rc1", true, true},
-		{21, "", true, true},
-		{22, ".0", false, false},
+		{14, ".6", false, true, true},
+		{16, ".7", false, true, true},
+		{17, ".5", false, true, false},
+		{17, ".6-pre", false, true, false},
+		{18, ".0", false, true, false},
+		{20, ".1", false, true, false},
+		{20, ".4", false, false, false},
+		{20, ".5-pre", false, false, false},
+		{21, ".0", true, true, false},
+		{21, ".1", true, true, false},
+		{21, ".2", false, false, false},
+		{21, ".2-pre", false, false, false},
+		{21, ".10", false, false, false},
+		{21, "-rc1", true, true, false},
+		{21, "", true, true, false},
+		{22, ".0", false, false, false},
 	}
 	for _, tt := range tests {
 		v := Version{Major: 4, Minor: tt.minor, Extra: tt.extra}
-		want := Quirks{ContextLosesR8toR15: tt.loses, SVMStaleCR2: tt.stale}
+		want := Quirks{ContextLosesR8toR15: tt.loses, SVMStaleCR2: tt.stale, DebugStopsUnsure: tt.unsure}
 		if got := v.quirks(); got != want {
 			t.Errorf("Xen %v: %+v, want %+v", v, got, want)
 		}

@@ -17,7 +17,8 @@ import (
 type conn struct {
 	x      *Hypervisor
 	buffer []byte
-	closed bool // guarded by x.mu
+	room   []byte // given out by Room, or nil
+	closed bool   // guarded by x.mu
 }
 
 const bufferSize = 64 << 10
@@ -95,8 +96,10 @@ func (c *conn) Unmap(mem []byte) error {
 const (
 	hypercallMemoryOp = 12
 	hypercallVersion  = 17
+	hypercallHVMOp    = 34
 	hypercallSysctl   = 35
 	hypercallDomctl   = 36
+	hypercallDMOp     = 41
 )
 
 // Hypercall answers a hypercall.
@@ -119,6 +122,10 @@ func (c *conn) Hypercall(op uint64, args [5]uint64) (int64, error) {
 		errno = c.domctl(args[0])
 	case hypercallSysctl:
 		errno = c.sysctl(args[0])
+	case hypercallHVMOp:
+		errno = c.hvmOp(args)
+	case hypercallDMOp:
+		errno = c.dmOp(args)
 	default:
 		errno = unix.ENOSYS
 	}
@@ -128,13 +135,28 @@ func (c *conn) Hypercall(op uint64, args [5]uint64) (int64, error) {
 	return r, nil
 }
 
-// at gives n bytes of the buffer at an address.
-func (c *conn) at(addr uint64, n int) ([]byte, unix.Errno) {
-	base := uint64(addressOf(c.buffer))
-	if addr < base || n < 0 || addr-base > uint64(len(c.buffer)) || uint64(n) > uint64(len(c.buffer))-(addr-base) {
-		return nil, unix.EFAULT
+// Room gives memory beside the buffer, one at a time.
+func (c *conn) Room(n int) ([]byte, func() error, error) {
+	mem, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, nil, err
 	}
-	return c.buffer[addr-base:][:n:n], 0
+	c.room = mem
+	return mem, func() error {
+		c.room = nil
+		return unix.Munmap(mem)
+	}, nil
+}
+
+// at gives n bytes of the buffer, or of Room's, at an address.
+func (c *conn) at(addr uint64, n int) ([]byte, unix.Errno) {
+	for _, mem := range [][]byte{c.buffer, c.room} {
+		base := uint64(addressOf(mem))
+		if addr >= base && n >= 0 && addr-base <= uint64(len(mem)) && uint64(n) <= uint64(len(mem))-(addr-base) {
+			return mem[addr-base:][:n:n], 0
+		}
+	}
+	return nil, unix.EFAULT
 }
 
 func (c *conn) version(args [5]uint64) (int64, unix.Errno) {
@@ -165,7 +187,11 @@ func (c *conn) version(args [5]uint64) (int64, unix.Errno) {
 }
 
 func (c *conn) memoryOp(args [5]uint64) (int64, unix.Errno) {
-	if args[0] != 14 {
+	switch args[0] {
+	case 1, 6:
+		return c.changeFrame(args)
+	case 14:
+	default:
 		return 0, unix.ENOSYS
 	}
 	if errno := c.x.enter(OpMaximumGPFN); errno != 0 {
@@ -230,11 +256,19 @@ var domctlOps = map[uint32]struct {
 	12:   {OpSetVCPUContext, (*conn).setVCPUContext},
 	13:   {OpGetVCPUContext, (*conn).getVCPUContext},
 	14:   {OpGetVCPUInfo, (*conn).getVCPUInfo},
+	18:   {OpSetDebugging, (*conn).setDebugging},
+	33:   {OpGetHVMContext, (*conn).getHVMContext},
+	34:   {OpSetHVMContext, (*conn).setHVMContext},
 	36:   {OpGetAddressSize, (*conn).getAddressSize},
+	54:   {OpDebugOp, (*conn).debugOp},
 	55:   {OpGetHVMContextPartial, (*conn).getHVMContextPartial},
+	56:   {OpVMEventOp, (*conn).vmEvent},
 	62:   {OpSetVCPUExtState, (*conn).setVCPUExtState},
 	63:   {OpGetVCPUExtState, (*conn).getVCPUExtState},
+	1001: {OpGDBSXPauseVCPU, (*conn).gdbsxPauseVCPU},
+	77:   {OpMonitorOp, (*conn).monitorOp},
 	1002: {OpGDBSXUnpauseVCPU, (*conn).gdbsxUnpauseVCPU},
+	1003: {OpGDBSXDomStatus, (*conn).gdbsxDomStatus},
 }
 
 func (c *conn) domctl(addr uint64) unix.Errno {
@@ -268,7 +302,8 @@ func (c *conn) domctl(addr uint64) unix.Errno {
 		return unix.ESRCH
 	case !known:
 		return unix.ENOSYS
-	case d.ID == 0 && (row.op == OpPauseDomain || row.op == OpSetVCPUContext || row.op == OpGetVCPUContext):
+	case d.ID == 0 && (row.op == OpPauseDomain || row.op == OpSetVCPUContext || row.op == OpGetVCPUContext ||
+		row.op == OpGetHVMContext || row.op == OpSetHVMContext):
 		return unix.EINVAL // ourselves
 	}
 	u := slices.Clone(b[16:])
@@ -367,7 +402,7 @@ func (c *conn) getHVMContextPartial(d *Domain, u []byte) unix.Errno {
 	case !v.Online:
 		return unix.ENODATA
 	}
-	record := v.hvmRecord(le.Uint32(u))
+	record := d.hvmRecord(v, le.Uint32(u))
 	if record == nil {
 		return unix.EINVAL
 	}
@@ -447,13 +482,64 @@ func (c *conn) setVCPUExtState(d *Domain, u []byte) unix.Errno {
 	return 0
 }
 
-// gdbsxUnpauseVCPU knows no vCPU that is paused.
-func (c *conn) gdbsxUnpauseVCPU(d *Domain, _ []byte) unix.Errno {
+func (c *conn) setDebugging(d *Domain, u []byte) unix.Errno {
+	if d.ID == 0 {
+		return unix.EINVAL // ourselves
+	}
+	d.Debugged, d.callDebug = u[0] != 0, u[0] != 0
+	return 0
+}
+
+func (c *conn) gdbsxDomStatus(d *Domain, u []byte) unix.Errno {
+	if !c.x.config.GDBSX {
+		return unix.ENOSYS
+	}
+	le := binary.LittleEndian
+	u[0] = 0
+	le.PutUint32(u[4:], ^uint32(0))
+	if d.pauses == 0 {
+		return 0
+	}
+	u[0] = 1
+	for n, v := range d.vcpus {
+		if v.event != 0 {
+			le.PutUint32(u[4:], uint32(n))
+			le.PutUint32(u[8:], v.event)
+			v.event = 0
+			break
+		}
+	}
+	return 0
+}
+
+func (c *conn) gdbsxPauseVCPU(d *Domain, u []byte) unix.Errno {
+	v, errno := c.gdbsxVCPU(d, u)
+	if errno == 0 {
+		v.pauses++
+	}
+	return errno
+}
+
+func (c *conn) gdbsxUnpauseVCPU(d *Domain, u []byte) unix.Errno {
+	v, errno := c.gdbsxVCPU(d, u)
+	if errno == 0 && v.pauses == 0 {
+		return unix.EINVAL
+	}
+	if errno == 0 {
+		v.pauses--
+	}
+	return errno
+}
+
+func (c *conn) gdbsxVCPU(d *Domain, u []byte) (*VCPU, unix.Errno) {
+	v := d.vcpu(u)
 	switch {
 	case !c.x.config.GDBSX:
-		return unix.ENOSYS
+		return nil, unix.ENOSYS
 	case d.pauses == 0:
-		return unix.EBUSY
+		return nil, unix.EBUSY
+	case v == nil:
+		return nil, unix.EINVAL
 	}
-	return unix.EINVAL
+	return v, 0
 }

@@ -40,14 +40,19 @@ type Domain struct {
 	MaxPages        uint64
 	NoVCPUs         bool // as if none were allocated yet
 	NoPages         bool // as if it had no memory yet
+	RingWaited      bool // as if vCPUs waited for a slot on its ring of vm_events
 
 	x          *Hypervisor
 	width      int // of a PV domain
 	vcpus      []*VCPU
-	pauses     int // the hypervisor's count
-	callPauses int // of those, by calls on a transport
+	pauses     int  // the hypervisor's count
+	callPauses int  // of those, by calls on a transport
+	callDebug  bool // Debugged by a call on a transport
+	virqs      int  // VIRQ_DEBUGGER that were sent
 	frames     map[uint64]*frame
 	next       uint64 // the next guest frame to give out
+	ring       *ring  // nil without one
+	monitors   map[xen.MonitorEvent]bool
 }
 
 // A VCPU is a vCPU of a Domain.
@@ -62,15 +67,28 @@ type VCPU struct {
 	// Ext is the XSAVE area, not compacted; empty for a vCPU that never used
 	// XSAVE.
 	Ext []byte
-	// HVM is in the CPU record of an HVM or PVH guest.
+	// HVM is in the save state of an HVM or PVH guest, but for R8toR15, which
+	// are Context's.
 	HVM xen.HVMCPU
+	// Saved has what of that state neither Context nor HVM has, as the hidden
+	// parts of segments.
+	Saved xen.SavedCPU
+	PAT   uint64 // of an HVM or PVH guest
+	// TimerStarts counts how often its local APIC's timer was started anew.
+	TimerStarts int
 
 	Online        bool
 	Blocked       bool
 	Running       bool
 	Uninitialised bool // it was never brought up
+	Waiting       int  // how often an event has paused it
+	SingleStep    bool // by the monitor trap flag
+	Injected      []xen.Injection
 	CPUTime       time.Duration
 	CPU           int
+
+	pauses int    // of its own
+	event  uint32 // latched for gdbsx_domstatus
 }
 
 // AddDomain makes a domain. Its vCPUs are in kernel mode with paging on and no
@@ -125,6 +143,8 @@ func (x *Hypervisor) newVCPU(kind xen.Kind, n int) *VCPU {
 		c.CS, c.SS = 0x10, 0x18
 		c.ControlRegs[4] = 0x6f0
 		v.HVM = xen.HVMCPU{EFER: 0xd01}
+		v.Saved.Attributes = [8]uint32{xen.SegCS: 0xa9b, xen.SegDS: 0xc93, xen.SegES: 0xc93, xen.SegSS: 0xc93, xen.SegTR: 0x8b}
+		v.PAT = 0x0407050600070106 // Linux's
 	}
 	if !x.config.NoXSAVE {
 		v.Ext = make([]byte, xsaveBytes)
@@ -157,6 +177,52 @@ func (d *Domain) Unpause() {
 	defer d.x.mu.Unlock()
 	d.pauses = max(d.pauses-1, 0)
 	d.callPauses = min(d.callPauses, d.pauses) // it may have been one of those
+}
+
+// Int3 is what the hypervisor does where a vCPU in kernel mode has executed int3:
+// with debugging on it stops the domain. It tells whether it did.
+func (d *Domain) Int3(n int) bool {
+	d.x.mu.Lock()
+	defer d.x.mu.Unlock()
+	return d.debug(d.vcpus[n], 3)
+}
+
+// DebugTrap is Int3 for a #DB.
+func (d *Domain) DebugTrap(n int) bool {
+	d.x.mu.Lock()
+	defer d.x.mu.Unlock()
+	return d.debug(d.vcpus[n], 0)
+}
+
+// debug is domain_pause_for_debugger of Xen. Several vCPUs can stop a domain at
+// once, so that it may be paused already.
+func (d *Domain) debug(v *VCPU, event uint32) bool {
+	if !d.x.config.GDBSX || !d.Debugged || v.pauses > 0 || !v.Online {
+		return false
+	}
+	if event != 0 {
+		v.event = event
+	}
+	d.pauses++
+	d.callPauses++ // whoever has turned debugging on must take it back
+	if v.event == 0 {
+		d.virqs++
+	}
+	return true
+}
+
+// VIRQs gives how often VIRQ_DEBUGGER was sent for the domain.
+func (d *Domain) VIRQs() int {
+	d.x.mu.Lock()
+	defer d.x.mu.Unlock()
+	return d.virqs
+}
+
+// OwnPauses gives a vCPU's own count of pauses.
+func (d *Domain) OwnPauses(n int) int {
+	d.x.mu.Lock()
+	defer d.x.mu.Unlock()
+	return d.vcpus[n].pauses
 }
 
 // Crash shuts the domain down as a panicking kernel does.
@@ -307,21 +373,6 @@ func (d *Domain) setContext(v *VCPU, c xen.VCPUContext) unix.Errno {
 	v.Uninitialised = false
 	v.Context = c
 	return 0
-}
-
-// hvmRecord gives a record of a vCPU's save state by its type, or nil.
-func (v *VCPU) hvmRecord(typecode uint32) []byte {
-	switch typecode {
-	case 2: // struct hvm_hw_cpu
-		b := make([]byte, 1032)
-		binary.LittleEndian.PutUint64(b[992:], v.HVM.EFER)
-		return b
-	case 6: // struct hvm_hw_lapic_regs
-		b := make([]byte, 1024)
-		b[0x80] = v.HVM.TPR
-		return b
-	}
-	return nil
 }
 
 // String gives the domain as "domain 3".

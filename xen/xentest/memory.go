@@ -23,6 +23,7 @@ type frame struct {
 	machine    uint64
 	readErrno  unix.Errno // what a mapping for reading gets
 	writeErrno unix.Errno // what a mapping for writing gets
+	asks       int        // until it is paged in
 }
 
 // Alloc gives the domain an empty frame. Its number is of the kind that the
@@ -124,12 +125,25 @@ func (d *Domain) FailMapping(n uint64, errno unix.Errno) {
 	}
 }
 
+// PageOut makes a frame one that is paged out until it has been asked for n times.
+func (d *Domain) PageOut(frame uint64, n int) {
+	d.FailMapping(frame, unix.ENOENT)
+	d.x.mu.Lock()
+	defer d.x.mu.Unlock()
+	d.frames[frame].asks = n
+}
+
 // mapErrno tells what becomes of a mapping of a frame, and where it is.
 func (d *Domain) mapErrno(n uint64, write bool) (machine uint64, errno unix.Errno) {
 	f := d.frames[n]
 	switch {
 	case f == nil:
 		return 0, unix.EINVAL
+	case f.asks > 0:
+		if f.asks--; f.asks == 0 {
+			f.readErrno, f.writeErrno = 0, 0
+		}
+		return 0, unix.ENOENT
 	case write:
 		return f.machine, f.writeErrno
 	default:

@@ -92,3 +92,9 @@ func addressOf(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceDat
 func contextBytes(c *xen.VCPUContext) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(c)), unsafe.Sizeof(*c))
 }
+
+// savedBytes gives a saved vCPU as the bytes of a struct hvm_hw_cpu, itself, not
+// a copy.
+func savedBytes(c *xen.SavedCPU) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(c)), unsafe.Sizeof(*c))
+}

@@ -15,18 +15,20 @@ type release struct {
 	domctl, sysctl uint32
 	infoSize       int // of struct xen_domctl_getdomaininfo
 	infoEmulation  int // offset of emulation_flags in it
+	eventVersion   uint32
+	eventSize      int // of struct vm_event_st
 }
 
 var releases = []release{
-	{14, 0x12, 0x13, 104, 96},
-	{15, 0x13, 0x13, 104, 96},
-	{16, 0x14, 0x14, 112, 104},
-	{17, 0x15, 0x15, 112, 104},
-	{18, 0x16, 0x15, 112, 104},
-	{19, 0x17, 0x15, 112, 104},
-	{20, 0x17, 0x15, 112, 104},
-	{21, 0x17, 0x16, 112, 104},
-	{22, 0x18, 0x16, 112, 104},
+	{14, 0x12, 0x13, 104, 96, 6, 384},
+	{15, 0x13, 0x13, 104, 96, 7, 400},
+	{16, 0x14, 0x14, 112, 104, 7, 400},
+	{17, 0x15, 0x15, 112, 104, 7, 400},
+	{18, 0x16, 0x15, 112, 104, 7, 400},
+	{19, 0x17, 0x15, 112, 104, 7, 400},
+	{20, 0x17, 0x15, 112, 104, 7, 400},
+	{21, 0x17, 0x16, 112, 104, 7, 400},
+	{22, 0x18, 0x16, 112, 104, 7, 400},
 }
 
 func (r release) name() string { return fmt.Sprintf("4.%d", r.minor) }

@@ -42,6 +42,8 @@ type Config struct {
 	NoSysctl bool
 	// GDBSX puts the gdbsx operations in, as CONFIG_GDBSX=y does.
 	GDBSX bool
+	// Intel makes it a processor with a monitor trap flag.
+	Intel bool
 	// NoXSAVE makes it a processor without XSAVE. Else it has x87, SSE and AVX.
 	NoXSAVE bool
 }
@@ -159,8 +161,8 @@ func (x *Hypervisor) Host() *xen.Host {
 }
 
 // Check reports as test errors what was left behind or misused: mappings that
-// are not unmapped, pauses that are not taken back (or taken back too often), and
-// calls that the contract of xen.Transport forbids.
+// are not unmapped, pauses that are not taken back (or taken back too often), rings
+// of vm_events and vCPUs that wait for an answer, and calls that the contract of xen.Transport forbids.
 func (x *Hypervisor) Check(t testing.TB) {
 	t.Helper()
 	for _, s := range x.Leaks() {
@@ -178,8 +180,29 @@ func (x *Hypervisor) Leaks() []string {
 		leaks = append(leaks, fmt.Sprintf("%d frames of domain %d are still mapped at %#x", m.size/xen.PageSize, m.domain, addr))
 	}
 	for _, id := range slices.Sorted(maps.Keys(x.domains)) {
-		if d := x.domains[id]; d.callPauses != 0 {
+		d := x.domains[id]
+		if d.callPauses != 0 {
 			leaks = append(leaks, fmt.Sprintf("domain %d: %d pauses more than unpauses", id, d.callPauses))
+		}
+		if d.callDebug {
+			leaks = append(leaks, fmt.Sprintf("domain %d: debugging is on", id))
+		}
+		if d.ring != nil {
+			leaks = append(leaks, fmt.Sprintf("domain %d: its ring of vm_events is left", id))
+		}
+		for n, v := range d.vcpus {
+			if v.pauses != 0 {
+				leaks = append(leaks, fmt.Sprintf("domain %d: vCPU %d has %d pauses of its own", id, n, v.pauses))
+			}
+			if v.event != 0 {
+				leaks = append(leaks, fmt.Sprintf("domain %d: an event of vCPU %d was not asked for", id, n))
+			}
+			if v.Waiting > 0 {
+				leaks = append(leaks, fmt.Sprintf("domain %d: vCPU %d waits for the answer of an event", id, n))
+			}
+			if v.SingleStep {
+				leaks = append(leaks, fmt.Sprintf("domain %d: vCPU %d is single-stepped", id, n))
+			}
 		}
 	}
 	return leaks
@@ -214,12 +237,24 @@ const (
 	OpSetVCPUContext       Op = "setvcpucontext"
 	OpGetVCPUContext       Op = "getvcpucontext"
 	OpGetVCPUInfo          Op = "getvcpuinfo"
+	OpSetDebugging         Op = "setdebugging"
+	OpGetHVMContext        Op = "gethvmcontext"
+	OpSetHVMContext        Op = "sethvmcontext"
 	OpGetAddressSize       Op = "get_address_size"
 	OpGetHVMContextPartial Op = "gethvmcontext_partial"
 	OpSetVCPUExtState      Op = "setvcpuextstate"
 	OpGetVCPUExtState      Op = "getvcpuextstate"
+	OpGDBSXPauseVCPU       Op = "gdbsx_pausevcpu"
 	OpGDBSXUnpauseVCPU     Op = "gdbsx_unpausevcpu"
+	OpGDBSXDomStatus       Op = "gdbsx_domstatus"
 	OpGetDomainInfoList    Op = "getdomaininfolist"
+	OpDebugOp              Op = "debug_op"
+	OpVMEventOp            Op = "vm_event_op"
+	OpMonitorOp            Op = "monitor_op"
+	OpHVMGetParam          Op = "HVMOP_get_param"
+	OpInjectEvent          Op = "XEN_DMOP_inject_event"
+	OpPopulate             Op = "XENMEM_populate_physmap"
+	OpDecrease             Op = "XENMEM_decrease_reservation"
 	OpMap                  Op = "map"
 	OpUnmap                Op = "unmap" // takes effect even where it is made to fail
 )
@@ -279,4 +314,17 @@ func (x *Hypervisor) enter(op Op) unix.Errno {
 	}
 	x.faults = kept
 	return errno
+}
+
+// ReleaseMappings unmaps all that is mapped, as the end of a process does.
+func (x *Hypervisor) ReleaseMappings() {
+	x.t.Helper()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for addr, m := range x.mappings {
+		if err := unmapAt(addr, m.size); err != nil {
+			x.t.Fatalf("xentest: %v", err)
+		}
+	}
+	clear(x.mappings)
 }
