@@ -16,7 +16,7 @@ type command struct {
 	// name is how the packet begins.
 	name string
 	// args is what follows: literals and, in braces, arguments:
-	//	{addr} {length} {offset} {reg} {sig} {pid}  numbers, in hex
+	//	{addr} {length} {offset} {reg} {sig} {pid} {size}  numbers, in hex
 	//	{thread}  a thread id
 	//	{op}      one character
 	//	{annex}   what stands before the next literal
@@ -56,8 +56,10 @@ var commands = []command{
 	{name: "T", args: "{thread}", doc: "is the thread there", handle: (*session).threadAlive, textErrors: true},
 	{name: "x", args: "{addr},{length}", doc: "read memory as bytes: after a b, or bare for an lldb that does not say binary-upload+", handle: (*session).readBinary},
 	{name: "X", args: "{addr},{length}:{data}", doc: "write memory, all or nothing, from bytes", handle: (*session).writeBinary, textErrors: true},
+	{name: "Z", args: "{op},{addr},{size}[;{data}]", doc: "insert a breakpoint (0, 1) or watchpoint (2 write, 3 read, 4 access), or give it new conditions and commands; empty where the target has none", handle: (*session).insertBreakpoint, textErrors: true},
+	{name: "z", args: "{op},{addr},{size}[;{data}]", doc: "remove a breakpoint or watchpoint, if it is there", handle: (*session).removeBreakpoint, textErrors: true},
 
-	{name: "vCont?", doc: "the actions of vCont: c C t, and s S if the target can step", handle: (*session).queryActions},
+	{name: "vCont?", doc: "the actions of vCont: c C t, and s S r if the target can step", handle: (*session).queryActions},
 	{name: "vCont", args: ";{data}", doc: "resume; each thread does what the first action for it says", handle: (*session).resumeActions, resumes: true, textErrors: true},
 	{name: "vCtrlC", doc: "interrupt, as the byte 0x03 does", handle: (*session).interruptPacket, running: true, textErrors: true},
 	{name: "vKill", args: ";{pid}", doc: "detach: nothing is ever killed", handle: (*session).detach, running: true, textErrors: true},
@@ -79,9 +81,11 @@ var commands = []command{
 	{name: "QListThreadsInStopReply", doc: "lldb: all threads and where they are in each stop reply", handle: (*session).listStopThreads},
 	{name: "QThreadSuffixSupported", doc: "lldb: g G p P may end in ;thread:TID;", handle: (*session).suffixThreads},
 	{name: "qHostInfo", doc: "lldb: architecture and byte order", handle: (*session).hostInfo},
+	{name: "qMemoryRegionInfo", args: ":{addr}", doc: "lldb: what is mapped around an address, if the target can tell", handle: (*session).memoryRegion},
 	{name: "qOffsets", doc: "lldb: a symbol file is where it was linked to; empty for others, who need no telling", handle: (*session).offsets},
 	{name: "qProcessInfo", doc: "lldb: process number and architecture", handle: (*session).processInfo},
 	{name: "qThreadStopInfo", args: "{thread}", doc: "lldb: a stop reply for one thread", handle: (*session).threadStop, mayStop: true},
+	{name: "qWatchpointSupportInfo", args: "[:]", doc: "lldb: how many watchpoints there can be", handle: (*session).watchpointSupport},
 }
 
 // commandsByByte finds the rows for a packet's first byte. Of two rows that fit,

@@ -28,7 +28,11 @@ Written from the table in rsp/dispatch.go by ` + "`go generate ./rsp`" + `; do n
   in answer, whatever its version. To the other packets it does only if it says
   ` + "`error-message+`" + ` (gdb 16). An lldb that has sent QEnableErrorStrings gets
   ` + "`Enn;text`" + ` always. Who can take no words gets ` + "`Enn`" + `, and the words on its
-  console if the answer ends a resumption.
+  console if the answer ends a resumption. There a gdb gets the words on its
+  console, too, and a stop reply with signal 0: of an error it would believe
+  that the thread has stopped for the same reason as before.
+- A breakpoint that the target does not support: a gdb, which would not print
+  why, gets OK, and the error when it resumes, until it removes the breakpoint.
 - Error numbers: E14 memory is not mapped, E22 malformed packet, E01 all else.
 
 | packet | while running | stop reply | error text | what it does |
@@ -48,7 +52,7 @@ Written from the table in rsp/dispatch.go by ` + "`go generate ./rsp`" + `; do n
 // Each row is found by its own packet, so no row hides another.
 func TestLookup(t *testing.T) {
 	fill := strings.NewReplacer("{thread}", "p1.1", "{op}", "g", "{annex}", "target.xml", "{data}", "00",
-		"{addr}", "1000", "{length}", "4", "{offset}", "0", "{reg}", "0", "{sig}", "05", "{pid}", "1",
+		"{addr}", "1000", "{length}", "4", "{offset}", "0", "{reg}", "0", "{sig}", "05", "{pid}", "1", "{size}", "1",
 		"[", "", "]", "")
 	var a arguments
 	for i := range commands {
@@ -66,7 +70,7 @@ func TestLookup(t *testing.T) {
 			t.Errorf("%s: doc %q", c.name, c.doc)
 		}
 	}
-	for _, packet := range []string{"", "qCRC:0,4", "qAttachedX", "vContX", "Z0,1000,1", "qXfer:auxv:read::0,4", "gg"} {
+	for _, packet := range []string{"", "qCRC:0,4", "qAttachedX", "vContX", "qXfer:auxv:read::0,4", "gg"} {
 		if c, _ := lookup([]byte(packet)); c != nil {
 			t.Errorf("%s is taken for %s", packet, c.name)
 		}

@@ -38,10 +38,17 @@ func errorCode(err error) byte {
 // replyError makes the reply to a packet an error, in words if the client takes
 // words in answer to that packet. Else the words go to the client's console
 // where the protocol has it, which is before the end of a resumption, and to the
-// log.
+// log. Preconditions: the client is owed a reply to the packet.
 func (s *session) replyError(c *command, err error) {
 	s.out = s.out[:0]
 	switch {
+	case c.resumes && s.dialect == gdb && !s.running:
+		// gdb takes an error for a stop, and for the reason that it believes the
+		// thread to have stopped for before. If that was a breakpoint which it
+		// has removed since, it resumes, gets the error again, and so on for
+		// ever (gdb 13). So it gets a stop for no reason.
+		s.console(errorText(err) + "\n")
+		s.appendStop(StopReply{Thread: s.general})
 	case s.errorStrings:
 		s.out = appendHexByte(append(s.out, 'E'), errorCode(err))
 		s.out = appendHexString(append(s.out, ';'), errorText(err))

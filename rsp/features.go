@@ -28,13 +28,17 @@ func (d dialect) String() string {
 // negotiate handles qSupported.
 func (s *session) negotiate(a *arguments) error {
 	var binaryUpload bool
-	s.multiprocess, s.errorMessages = false, false
+	s.multiprocess, s.errorMessages, s.swbreak, s.hwbreak = false, false, false, false
 	for feature := range bytes.SplitSeq(a.data, []byte{';'}) {
 		switch string(feature) {
 		case "multiprocess+":
 			s.multiprocess = true
 		case "error-message+", "error_message+": // as released, and as first proposed
 			s.errorMessages = true
+		case "swbreak+":
+			s.swbreak = true
+		case "hwbreak+":
+			s.hwbreak = true
 		case "binary-upload+":
 			binaryUpload = true
 		case "qRelocInsn+", "no-resumed+", "xmlRegisters=i386":
@@ -58,6 +62,9 @@ func (s *session) negotiate(a *arguments) error {
 
 	s.out = strconv.AppendInt(append(s.out, "PacketSize="...), int64(s.packetSize), 16)
 	s.out = append(s.out, ";QStartNoAckMode+;vContSupported+;qXfer:features:read+;qXfer:threads:read+"...)
+	if _, ok := s.target.(Breakpointer); ok {
+		s.out = append(s.out, ";swbreak+;hwbreak+;ConditionalBreakpoints+;BreakpointCommands+"...)
+	}
 	if s.multiprocess {
 		s.out = append(s.out, ";multiprocess+"...)
 	}
@@ -121,6 +128,10 @@ func (s *session) enableErrorStrings(*arguments) error {
 func (s *session) hostInfo(*arguments) error {
 	s.out = appendHexString(append(s.out, "triple:"...), s.triple)
 	s.out = append(s.out, ";ptrsize:8;endian:little;"...)
+	if _, ok := s.target.(Breakpointer); ok {
+		// x86 reports an access to memory when it has been made.
+		s.out = append(s.out, "watchpoint_exceptions_received:after;"...)
+	}
 	return nil
 }
 

@@ -196,7 +196,7 @@ func TestGDBErrors(t *testing.T) {
 		"x/1xb 0x3000", "stepi", "set var $rbx = 1", "info registers rbx", "detach")...)
 	checkOutput(t, out, []string{
 		`Cannot access memory at address 0x3000`,
-		`E\.not supported: single-stepping this target`,
+		`\nnot supported: single-stepping this target\n`,
 		`E\.this vCPU cannot be written`,
 		`rbx +0x1000000000000002`,
 	})

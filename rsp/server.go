@@ -9,7 +9,15 @@
 // A client that has resumed the target waits for a stop reply, and may send an
 // interrupt (the byte 0x03, or vCtrlC) or let go (D, vKill, k). To anything else
 // the server answers at once with an error and the target runs on; the stop
-// reply still follows. Neither gdb nor lldb sends anything else.
+// reply still follows. Neither gdb nor lldb sends anything else. What the target
+// has to say then, if it is a Talker, goes to the client's console.
+//
+// # Breakpoints
+//
+// A Breakpointer plants them, evaluates their conditions and runs their commands
+// (Breakpoint.Hit) where it is, so that a hit that does not count costs no round
+// trip. From other targets clients get no word of breakpoints and write them into
+// memory.
 //
 // # Letting go
 //
@@ -99,6 +107,8 @@ type session struct {
 	errorMessages bool // E.text everywhere (gdb 16)
 	errorStrings  bool // Enn;text (lldb)
 	bareBinary    bool // x without b (lldb)
+	swbreak       bool // wants to be told
+	hwbreak       bool
 	threadSuffix  bool // lldb
 	listThreads   bool // lldb
 
@@ -109,7 +119,10 @@ type session struct {
 	listed     []Thread // that qsThreadInfo still has to list
 	threadList []byte   // as XML
 
+	refused       map[Place]error // breakpoints that gdb believes to be there
 	running       bool
+	actions       []Action // of the last resumption
+	talk          talk
 	cancelWait    context.CancelFunc
 	stops         chan stop
 	cancelCommand atomic.Pointer[context.CancelFunc] // of the monitor command
@@ -162,7 +175,12 @@ func newSession(conn io.ReadWriter, t Target, cfg Config) (*session, error) {
 		packetSize: cfg.PacketSize,
 		triple:     cfg.Triple,
 		acks:       true,
+		refused:    make(map[Place]error),
 		stops:      make(chan stop, 1),
+		talk:       talk{news: make(chan struct{}, 1)},
+	}
+	if talker, ok := t.(Talker); ok {
+		talker.SetConsole(s.talk.say)
 	}
 	for range cap(s.free) {
 		s.free <- nil
@@ -230,6 +248,8 @@ func (s *session) loop() error {
 			s.free <- e.packet
 		case st := <-s.stops:
 			s.stopped(st)
+		case <-s.talk.news:
+			s.flushTalk()
 		}
 		if s.over {
 			return s.err

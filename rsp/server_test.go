@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"gdbserver-xen/rsp"
 	"gdbserver-xen/rsp/rsptest"
 )
@@ -43,20 +45,30 @@ func dial(tb testing.TB, t rsp.Target, cfg rsp.Config, hello string) *rsptest.Cl
 // sample is byte i of a region of the fake target.
 func sample(i int) byte { return byte(i*7 + i>>8) }
 
+// plain hides all that a target need not have.
+type plain struct{ rsp.Target }
+
 func TestFeatures(t *testing.T) {
+	const (
+		always      = "PacketSize=20000;QStartNoAckMode+;vContSupported+;qXfer:features:read+;qXfer:threads:read+"
+		breakpoints = ";swbreak+;hwbreak+;ConditionalBreakpoints+;BreakpointCommands+"
+	)
 	for _, tt := range []struct{ hello, want string }{
-		{"qSupported", "PacketSize=20000;QStartNoAckMode+;vContSupported+;qXfer:features:read+;qXfer:threads:read+;binary-upload+"},
-		{gdb13, "PacketSize=20000;QStartNoAckMode+;vContSupported+;qXfer:features:read+;qXfer:threads:read+;multiprocess+;binary-upload+"},
-		{gdb16, "PacketSize=20000;QStartNoAckMode+;vContSupported+;qXfer:features:read+;qXfer:threads:read+;multiprocess+;binary-upload+;error-message+"},
-		{lldb, "PacketSize=20000;QStartNoAckMode+;vContSupported+;qXfer:features:read+;qXfer:threads:read+"},
-		{lldb + ";binary-upload+", "PacketSize=20000;QStartNoAckMode+;vContSupported+;qXfer:features:read+;qXfer:threads:read+;binary-upload+"},
+		{"qSupported", ";binary-upload+"},
+		{gdb13, ";multiprocess+;binary-upload+"},
+		{gdb16, ";multiprocess+;binary-upload+;error-message+"},
+		{lldb, ""},
+		{lldb + ";binary-upload+", ";binary-upload+"},
 	} {
-		c := dial(t, rsptest.NewTarget(1), rsp.Config{}, "")
 		x := "b\x00\x07"
 		if tt.hello == lldb {
 			x = "\x00\x07"
 		}
-		rsptest.Script{{tt.hello, tt.want}, {"x1000,2", x}, {"vMustReplyEmpty", ""}, {"vUnheardOf", ""}, {"qCRC:0,1", ""}, {"", ""}}.Run(t, c)
+		c := dial(t, rsptest.NewTarget(1), rsp.Config{}, "")
+		rsptest.Script{{tt.hello, always + breakpoints + tt.want}, {"x1000,2", x}, {"vMustReplyEmpty", ""}, {"vUnheardOf", ""}, {"qCRC:0,1", ""}, {"", ""}}.Run(t, c)
+		c = dial(t, plain{rsptest.NewTarget(1)}, rsp.Config{}, "")
+		rsptest.Script{{tt.hello, always + tt.want}, {"x1000,2", x}, {"vCont?", "vCont;c;C;t"}, {"Z0,1000,1", ""}, {"z2,1000,4", ""}, {"qRcmd,00", ""},
+			{"qWatchpointSupportInfo:", ""}, {"qHostInfo", "triple:7838365f36342d756e6b6e6f776e2d6c696e7578;ptrsize:8;endian:little;"}}.Run(t, c)
 	}
 }
 
@@ -234,7 +246,7 @@ func TestRunControl(t *testing.T) {
 	c := dial(t, f, rsp.Config{}, gdb13)
 	rsptest.Script{
 		{"?", "T05thread:p1.1;"},
-		{"vCont?", "vCont;c;C;t;s;S"},
+		{"vCont?", "vCont;c;C;t;s;S;r"},
 		{"vCont;c", "T05thread:p1.2;10:10010081ffffffff;7:004f000000c9ffff;"},
 		{"qC", "QCp1.2"}, // a stop selects its thread
 		{"vCont;s:p1.2;c:p1.-1", "T05thread:p1.2;"},
@@ -242,17 +254,41 @@ func TestRunControl(t *testing.T) {
 		{"C05", "T05thread:p1.2;"},
 		{"s1234", "T05thread:p1.2;"},
 		{"p10", "3512000000000000"},    // and one step on
-		{"vCont;t", "T05thread:p1.2;"}, // nothing runs
-		{"vCont;x", "E.not supported: vCont action x"},
-		{"vCont;", "E.malformed*"},
-		{"vCont;c;", "E.malformed*"},
-		{"vCont;C", "E.malformed*"},
-		{"vCont;c:p1.9", "E.no such*"},
-		{"vCont;c", "W03;process:1"},
+		{"vCont;t", "T00thread:p1.2;"}, // nothing runs
 	}.Run(t, c)
-	want := "[[{c {-1 -1} 0}] [{s {1 2} 0} {c {1 -1} 0}] [{c {-1 -1} 0}] [{c {1 2} 5} {c {-1 -1} 0}] [{s {1 2} 0} {c {-1 -1} 0}] [{c {-1 -1} 0}]]"
-	if got := strings.NewReplacer("99", "c", "115", "s").Replace(fmt.Sprintf("%d", f.Resumed())); got != want {
-		t.Errorf("resumed with %s, want %s", got, want)
+	for packet, why := range map[string]string{
+		"vCont;x":      "not supported: vCont action x",
+		"vCont;":       "malformed packet: vCont without an action",
+		"vCont;c;":     "malformed packet: vCont without an action",
+		"vCont;C":      "malformed packet: vCont action C",
+		"vCont;c:p1.9": "no such thread: 1.9",
+	} {
+		checkRefused(t, c, packet, why, "T00thread:p1.2;")
+	}
+	rsptest.Script{{"vCont;c", "W03;process:1"}}.Run(t, c)
+	all, process := rsp.ThreadID{PID: -1, TID: -1}, rsp.ThreadID{PID: 1, TID: -1}
+	want := [][]rsp.Action{
+		{{Kind: rsp.Continue, Thread: all}},
+		{{Kind: rsp.Step, Thread: second}, {Kind: rsp.Continue, Thread: process}},
+		{{Kind: rsp.Continue, Thread: all}},
+		{{Kind: rsp.Continue, Thread: second, Signal: 5}, {Kind: rsp.Continue, Thread: all}},
+		{{Kind: rsp.Step, Thread: second}, {Kind: rsp.Continue, Thread: all}},
+		{{Kind: rsp.Continue, Thread: all}},
+	}
+	if diff := cmp.Diff(want, f.Resumed()); diff != "" {
+		t.Errorf("resumed with (-want +got):\n%s", diff)
+	}
+}
+
+// checkRefused sends a packet that resumes and checks that a gdb gets to know why
+// it does not.
+func checkRefused(t *testing.T, c *rsptest.Client, packet, why, stop string) {
+	t.Helper()
+	if err := c.Post(packet); err != nil {
+		t.Fatal(err)
+	}
+	if text, reply := receiveText(t, c, rsp.DefaultPacketSize); text != why+"\n" || reply != stop {
+		t.Errorf("%s: %q and %q, want %q and %q", packet, text, reply, why+"\n", stop)
 	}
 }
 
@@ -262,10 +298,11 @@ func TestNoStep(t *testing.T) {
 	c := dial(t, f, rsp.Config{}, gdb13)
 	rsptest.Script{
 		{"vCont?", "vCont;c;C;t"},
-		{"s", "E.not supported: single-stepping this target"},
-		{"vCont;s:p1.1", "E.not supported*"},
-		{"?", "T05*"},
 	}.Run(t, c)
+	for _, packet := range []string{"s", "S05", "vCont;s:p1.1", "vCont;r10,20:p1.1;c"} {
+		checkRefused(t, c, packet, "not supported: single-stepping this target", "T00thread:p1.1;")
+	}
+	rsptest.Script{{"?", "T05*"}}.Run(t, c)
 	if f.Running() {
 		t.Error("the target runs")
 	}
@@ -287,10 +324,8 @@ func TestFailures(t *testing.T) {
 		{"Threads", "Hg1", "E.hypercall failed"},
 		{"ReadRegisters", "g", "E.hypercall failed"},
 		{"WriteRegisters", "P0=0000000000000000", "E.hypercall failed"},
-		{"WriteRegisters", "c1000", "E.hypercall failed"},
 		{"ReadMemory", "m1000,1", "E01"},
 		{"WriteMemory", "M1000,1:00", "E.hypercall failed"},
-		{"Resume", "vCont;c", "E.hypercall failed"},
 		{"Monitor", "qRcmd,00", "O" + fmt.Sprintf("%x", "hypercall failed\n")},
 		{"", "", "OK"}, // of qRcmd
 	} {
@@ -304,9 +339,17 @@ func TestFailures(t *testing.T) {
 		rsptest.Script{{tt.packet, tt.want}}.Run(t, c)
 		delete(f.Fail, tt.method)
 	}
-	rsptest.Script{{"?", "T05*"}, {"m1000,1", "00"}}.Run(t, c)
-	f.Fail["Wait"] = failure
-	rsptest.Script{{"c", "E.wait for a stop: hypercall failed"}}.Run(t, c)
+	for _, tt := range []struct{ method, packet, want string }{
+		{"WriteRegisters", "c1000", "hypercall failed"},
+		{"Threads", "vCont;c", "hypercall failed"},
+		{"Resume", "vCont;c", "hypercall failed"},
+		{"Wait", "vCont;c", "wait for a stop: hypercall failed"},
+	} {
+		rsptest.Script{{"?", "T05*"}, {"m1000,1", "00"}}.Run(t, c)
+		f.Fail[tt.method] = failure
+		checkRefused(t, c, tt.packet, tt.want, "T00thread:p1.1;")
+		delete(f.Fail, tt.method)
+	}
 }
 
 func TestWhileRunning(t *testing.T) {
@@ -477,7 +520,8 @@ func TestLLDB(t *testing.T) {
 		{"QThreadSuffixSupported", "OK"},
 		{"QListThreadsInStopReply", "OK"},
 		{"QEnableErrorStrings", "OK"},
-		{"qHostInfo", "triple:" + fmt.Sprintf("%x", "x86_64-unknown-linux") + ";ptrsize:8;endian:little;"},
+		{"qHostInfo", "triple:" + fmt.Sprintf("%x", "x86_64-unknown-linux") + ";ptrsize:8;endian:little;watchpoint_exceptions_received:after;"},
+		{"qWatchpointSupportInfo:", "num:4;"},
 		{"qProcessInfo", "pid:1;triple:*"},
 		{"p0;thread:0002;", "0100000000000020"},
 		{"P0=0000000000000000;thread:0002;", "OK"},
@@ -497,7 +541,7 @@ func TestLLDB(t *testing.T) {
 		{"jThreadsInfo", ""},
 		{"qThreadStopInfo2", "T00thread:2;hexname:" + fmt.Sprintf("%x", "vCPU 1") + ";threads:1,2;thread-pcs:ffffffff81000100,ffffffff81000110;"},
 		{"qC", "QC1"},
-		{"vCont;s:0002", "T05thread:2;hexname:*"},
+		{"vCont;s:0002", "T05reason:trace;thread:2;hexname:*"},
 		{"D;0000000000000001", "OK"},
 	}.Run(t, c)
 }

@@ -7,6 +7,7 @@ package rsp
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 )
 
@@ -53,6 +54,7 @@ func (s *session) appendStop(r StopReply) {
 		return
 	}
 	s.out = appendHexByte(append(s.out, 'T'), byte(r.Signal))
+	s.appendCause(&r)
 	if r.Thread == (ThreadID{}) {
 		return
 	}
@@ -78,6 +80,42 @@ func (s *session) appendStop(r StopReply) {
 		s.out = append(s.out, ';')
 	}
 }
+
+// appendCause appends what has stopped the thread: gdb is told of a breakpoint
+// if it has said that it wants to be, lldb always, and of a step that is done.
+func (s *session) appendCause(r *StopReply) {
+	reason := ""
+	switch {
+	case r.Cause == SoftwareBreakpoint || r.Cause == HardwareBreakpoint:
+		reason = "breakpoint"
+		switch {
+		case r.Cause == SoftwareBreakpoint && s.swbreak:
+			s.out = append(s.out, "swbreak:;"...)
+		case r.Cause == HardwareBreakpoint && s.hwbreak:
+			s.out = append(s.out, "hwbreak:;"...)
+		}
+	case r.Cause.watches():
+		reason = "watchpoint"
+		switch r.Cause {
+		case ReadWatch:
+			s.out = append(s.out, 'r')
+		case AccessWatch:
+			s.out = append(s.out, 'a')
+		}
+		s.out = strconv.AppendUint(append(s.out, "watch:"...), r.WatchAddr, 16)
+		s.out = append(s.out, ';')
+	case r.Signal == signalTrap && len(s.actions) > 0:
+		if k := ActionFor(s.actions, r.Thread).Kind; k == Step || k == StepRange {
+			reason = "trace"
+		}
+	}
+	if s.dialect == lldb && reason != "" {
+		s.out = append(append(append(s.out, "reason:"...), reason...), ';')
+	}
+}
+
+// signalTrap is GDB's number of SIGTRAP.
+const signalTrap = 5
 
 // appendThreadList appends what lldb wants beside: the stopped thread's name,
 // all thread ids, and where each thread is.
@@ -126,7 +164,7 @@ func (s *session) appendThreadList(stopped ThreadID) {
 func (s *session) queryActions(*arguments) error {
 	s.out = append(s.out, "vCont;c;C;t"...)
 	if s.canStep() {
-		s.out = append(s.out, ";s;S"...)
+		s.out = append(s.out, ";s;S;r"...)
 	}
 	return nil
 }
@@ -175,6 +213,8 @@ func (s *session) parseAction(p []byte) (act Action, rest []byte, err error) {
 		signal, rest, ok = parseNumber(rest)
 		ok = ok && signal <= 0xff
 		act.Signal = int(signal)
+	case 'r':
+		act, rest, ok = parseRange(rest)
 	default:
 		return act, rest, fmt.Errorf("%w: vCont action %c", ErrNotSupported, kind)
 	}
@@ -190,6 +230,25 @@ func (s *session) parseAction(p []byte) (act Action, rest []byte, err error) {
 		act.Thread = id
 	}
 	return act, rest, err
+}
+
+// parseRange reads the rest of a vCont action r: the range to step in. An empty
+// one makes it a step.
+func parseRange(p []byte) (act Action, rest []byte, ok bool) {
+	start, rest, ok := parseNumber(p)
+	if !ok || len(rest) == 0 || rest[0] != ',' {
+		return act, p, false
+	}
+	end, rest, ok := parseNumber(rest[1:])
+	switch {
+	case !ok || start > end:
+		return act, p, false
+	case start == end:
+		act.Kind = Step
+	default:
+		act.Kind, act.Start, act.End = StepRange, start, end
+	}
+	return act, rest, true
 }
 
 // resumeAt handles c and s, and C and S with a signal before the address.
@@ -247,22 +306,32 @@ var errNoStep = fmt.Errorf("%w: single-stepping this target", ErrNotSupported)
 
 // resume lets the target run and waits for it beside the main loop.
 func (s *session) resume(actions []Action) error {
-	runs := false
 	for _, a := range actions {
-		if a.Kind == Step && !s.canStep() {
+		if (a.Kind == Step || a.Kind == StepRange) && !s.canStep() {
 			return errNoStep
 		}
-		runs = runs || a.Kind != Halt
 	}
-	if !runs { // nothing moves, so it has stopped already
-		s.appendStop(s.target.Stop())
+	if err := s.refusal(); err != nil {
+		return err
+	}
+	moves, err := s.moves(actions)
+	if err != nil {
+		return err
+	}
+	if !moves { // so it has stopped already
+		reply := s.target.Stop()
+		if reply.Reason == StopSignal {
+			reply = StopReply{Thread: reply.Thread, Expedite: reply.Expedite}
+		}
+		s.appendStop(reply)
 		return nil
 	}
 	if err := s.target.Resume(actions); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(s.ctx)
-	s.running, s.cancelWait = true, cancel
+	s.running, s.actions, s.cancelWait = true, actions, cancel
+	s.flushTalk()
 	go func() {
 		reply, err := s.target.Wait(ctx)
 		s.stops <- stop{reply, err}
@@ -270,8 +339,19 @@ func (s *session) resume(actions []Action) error {
 	return errNoReply
 }
 
+// moves reports whether the actions let any thread run.
+func (s *session) moves(actions []Action) (bool, error) {
+	halts := func(a Action) bool { return a.Kind == Halt }
+	if !slices.ContainsFunc(actions, halts) {
+		return true, nil // whatever threads there are
+	}
+	threads, err := s.target.Threads()
+	return slices.ContainsFunc(threads, func(t Thread) bool { return !halts(ActionFor(actions, t.ID)) }), err
+}
+
 // stopped sends the stop reply that a resumption was owed.
 func (s *session) stopped(st stop) {
+	s.flushTalk()
 	s.running = false
 	s.cancelWait()
 	s.out = s.out[:0]

@@ -8,6 +8,8 @@ package rsp
 import (
 	"context"
 	"errors"
+
+	"gdbserver-xen/rsp/agent"
 )
 
 // Errors that a Target returns, wrapped or not, for the server to turn into a
@@ -62,13 +64,17 @@ type Target interface {
 	// stopped.
 	Stop() StopReply
 	// Resume lets the target run; each thread does what the first action that
-	// covers it says. Preconditions: the target is stopped.
+	// covers it says, and stands still if none does (ActionFor). With an error
+	// all of it stands still. Preconditions: the target is stopped; some thread
+	// does not stand still; CanStep if an action is a step.
 	Resume(actions []Action) error
 	// Wait blocks until the target stops or ctx ends, which leaves it running. So
 	// may any other error, which the client is told; then the other methods are
 	// called, and may say ErrRunning.
 	Wait(ctx context.Context) (StopReply, error)
-	// Interrupt asks a running target to stop; Wait then returns.
+	// Interrupt asks a running target to stop; Wait then returns, also if it is
+	// called only later. A target that has stopped meanwhile stays as it is, and
+	// must not be stopped by it when it is resumed next.
 	Interrupt() error
 	// Detach gives the target back as it was found. Nothing may be called after.
 	Detach() error
@@ -81,15 +87,36 @@ type ActionKind byte
 const (
 	Continue ActionKind = 'c'
 	Step     ActionKind = 's'
-	Halt     ActionKind = 't'
+	// StepRange steps until the thread is outside [Start, End), or stops for
+	// another reason. It may stop sooner, after any step; it executes one
+	// instruction at least.
+	StepRange ActionKind = 'r'
+	Halt      ActionKind = 't'
 )
 
 // An Action applies to one thread or, with TID -1, to all of the process, or of
 // every process if PID is -1 too. A single thread is one that Threads has listed.
 type Action struct {
-	Kind   ActionKind
-	Thread ThreadID
-	Signal int // of C and S; 0 for none
+	Kind       ActionKind
+	Thread     ThreadID
+	Signal     int    // of C and S; 0 for none
+	Start, End uint64 // of StepRange
+}
+
+// Covers reports whether the action is for a thread.
+func (a *Action) Covers(id ThreadID) bool {
+	return (a.Thread.PID <= 0 || a.Thread.PID == id.PID) && (a.Thread.TID <= 0 || a.Thread.TID == id.TID)
+}
+
+// ActionFor returns what a thread does: the first action that covers it, or
+// Halt if none does.
+func ActionFor(actions []Action, id ThreadID) Action {
+	for _, a := range actions {
+		if a.Covers(id) {
+			return a
+		}
+	}
+	return Action{Kind: Halt, Thread: id}
 }
 
 // StopReason is what a stop reply says beside the signal.
@@ -107,12 +134,87 @@ type StopReply struct {
 	Reason StopReason
 	Signal int // GDB's signal number: 2 SIGINT, 5 SIGTRAP
 	Thread ThreadID
+	// Cause is the kind of the breakpoint that Thread has hit, or NoBreakpoint.
+	// At a SoftwareBreakpoint the program counter is its address.
+	Cause BreakpointKind
+	// WatchAddr is what was accessed, if Cause is a kind of watchpoint: an
+	// address inside of it.
+	WatchAddr uint64
 	// Expedite lists registers, as indices into the description, to send along.
 	Expedite []int
 }
 
-// A Stepper is a Target that can step single threads; others refuse s and S.
+// A Stepper is a Target that can step single threads; others refuse s, S and r.
 type Stepper interface{ CanStep() bool }
+
+// BreakpointKind is a kind of breakpoint, as the packets Z and z number them.
+type BreakpointKind byte
+
+// The kinds of breakpoint (GDB manual, node "Packets").
+const (
+	NoBreakpoint       BreakpointKind = 0
+	SoftwareBreakpoint BreakpointKind = '0'
+	HardwareBreakpoint BreakpointKind = '1'
+	Watch              BreakpointKind = '2' // a write
+	ReadWatch          BreakpointKind = '3' // a read
+	AccessWatch        BreakpointKind = '4' // either
+)
+
+// A Breakpoint is where, or at what access to memory, the target stops. A thread
+// stops before the instruction at a breakpoint, and after an access. It hits a
+// breakpoint also when it is resumed there: a client removes the breakpoint and
+// lets that thread step before it resumes the others.
+type Breakpoint struct {
+	Kind BreakpointKind
+	// Thread is one whose address space has Addr: that of Hg. Every thread that
+	// comes to the breakpoint hits it.
+	Thread ThreadID
+	Addr   uint64
+	// Size is that of the instruction to plant, 1 for int3, or of the memory to
+	// watch.
+	Size int
+	// A hit stops the target if one of the conditions is not zero, or cannot be
+	// evaluated, or there are none.
+	Conditions []agent.Expr
+	// Commands are run when a hit would stop the target, which then goes on
+	// (dprintf). None: it stops.
+	Commands []agent.Expr
+	// Persist says that the commands are to be run also when the client is
+	// gone.
+	Persist bool
+}
+
+// A Breakpointer is a Target that can stop by itself. The others get an empty
+// reply to Z and z, upon which a client writes breakpoints into memory itself.
+type Breakpointer interface {
+	// InsertBreakpoint inserts a breakpoint. If there is one of the same kind,
+	// address and size, only its conditions and commands are replaced. The user
+	// of a gdb gets to read the error if it wraps ErrNotSupported, and what gdb
+	// makes of it if it does not: that memory cannot be accessed, or that there
+	// are too many. Preconditions: the target is stopped.
+	InsertBreakpoint(b Breakpoint) error
+	// RemoveBreakpoint removes the breakpoint of the same kind, address and
+	// size. That there is none is no error. Preconditions: the target is
+	// stopped.
+	RemoveBreakpoint(b Breakpoint) error
+}
+
+// A Watcher is a Breakpointer that knows how many hardware breakpoints and
+// watchpoints there can be at once.
+type Watcher interface{ Watchpoints() int }
+
+// A Talker is a Target that has something to say to the user while it runs:
+// output of breakpoint commands, or how a resumption differed from what was
+// asked for.
+type Talker interface {
+	// SetConsole is called when a client is to be served, before any other
+	// method but Description, with what prints text on that client's console.
+	// The function may be called at any time, from any goroutine, and does not
+	// wait. Text said while the target stands still goes out with the next
+	// resumption, since the protocol allows it only then; text said before Wait
+	// returns stands before the stop reply.
+	SetConsole(print func(text string))
+}
 
 // A Monitor answers the client's monitor commands (qRcmd).
 type Monitor interface {

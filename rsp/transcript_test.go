@@ -17,17 +17,32 @@ import (
 // record it.
 var recordings = []struct {
 	file   string
-	stop   int      // thread in which the target stops
+	target func() *rsptest.Target
 	client []string // the first that is found
 	args   func(addr string) []string
 }{
-	{"gdb.txt", 2, []string{"gdb"}, func(addr string) []string {
+	{"gdb.txt", stopsIn(2), []string{"gdb"}, func(addr string) []string {
 		return gdbArgs(addr, "info registers rip cr0", "info threads", "x/4xb 0x2ffe",
 			"set var *(char*)0x1003 = 0x5a", "set var $rbx = 1", "monitor hello", "continue", "bt 1", "detach")
 	}},
-	{"lldb-14.txt", 1, []string{"lldb-14"}, lldbSession},
-	{"lldb-19.txt", 1, []string{"lldb-19"}, lldbSession},
+	{"lldb-14.txt", stopsIn(1), []string{"lldb-14"}, lldbSession},
+	{"lldb-19.txt", stopsIn(1), []string{"lldb-19"}, lldbSession},
+	{"gdb-run.txt", runs, []string{"gdb"}, func(addr string) []string { return gdbArgs(addr, gdbRun...) }},
+	{"lldb-14-run.txt", runs, []string{"lldb-14"}, lldbRunArgs},
+	{"lldb-19-run.txt", runs, []string{"lldb-19"}, lldbRunArgs},
 }
+
+// stopsIn makes a target that stops once, in a thread.
+func stopsIn(thread int) func() *rsptest.Target {
+	return func() *rsptest.Target {
+		f := rsptest.NewTarget(2)
+		f.Stops = []rsp.StopReply{{Signal: 5, Thread: rsp.ThreadID{PID: 1, TID: thread}, Expedite: []int{16, 7, 6}}}
+		return f
+	}
+}
+
+// runs makes a target that executes the program.
+func runs() *rsptest.Target { return rsptest.NewProgram(2) }
 
 func lldbSession(addr string) []string {
 	return lldbArgs(addr, "register read rip cr0", "thread list", "memory read -c 4 0x2ffe",
@@ -42,26 +57,19 @@ func lldbArgs(addr string, commands ...string) []string {
 	return args
 }
 
-// recordedTarget is what the recorded sessions speak to.
-func recordedTarget(stop int) *rsptest.Target {
-	f := rsptest.NewTarget(2)
-	f.Stops = []rsp.StopReply{{Signal: 5, Thread: rsp.ThreadID{PID: 1, TID: stop}, Expedite: []int{16, 7, 6}}}
-	return f
-}
-
 // The server says byte for byte what it said to real clients.
 func TestTranscripts(t *testing.T) {
 	for _, r := range recordings {
 		t.Run(r.file, func(t *testing.T) {
 			path := filepath.Join("testdata", r.file)
 			if *update {
-				record(t, path, r.stop, r.client, r.args)
+				record(t, path, r.target(), r.client, r.args)
 			}
 			text, err := os.ReadFile(path)
 			if err != nil {
 				t.Fatal(err)
 			}
-			f := recordedTarget(r.stop)
+			f := r.target()
 			c := rsptest.Dial(t, f, rsp.Config{})
 			rsptest.Replay(t, c, string(text))
 			if err := c.Served(); err != nil {
@@ -72,11 +80,10 @@ func TestTranscripts(t *testing.T) {
 	}
 }
 
-func record(t *testing.T, path string, stop int, clients []string, args func(string) []string) {
+func record(t *testing.T, path string, f *rsptest.Target, clients []string, args func(string) []string) {
 	client := find(t, clients)
 	version, _ := exec.Command(client, "--version").Output()
 	first, _, _ := strings.Cut(string(version), "\n")
-	f := recordedTarget(stop)
 	var transcript rsptest.Transcript
 	transcript.Comment("%s", first)
 	addr, served := serveTCP(t, f, &transcript)

@@ -25,6 +25,9 @@ const replyLimit = 1 << 20
 
 // A Client speaks to a server one packet at a time.
 type Client struct {
+	// Patience is how long to wait for each packet; 10 seconds at first.
+	Patience time.Duration
+
 	conn   net.Conn
 	reader *rsp.Reader
 	acks   bool
@@ -35,7 +38,7 @@ type Client struct {
 
 // NewClient returns a client on a connection, with acknowledgements on.
 func NewClient(conn net.Conn) *Client {
-	return &Client{conn: conn, reader: rsp.NewReader(conn, replyLimit), acks: true}
+	return &Client{Patience: timeout, conn: conn, reader: rsp.NewReader(conn, replyLimit), acks: true}
 }
 
 // Dial serves a target and returns a client of that server. Both end with the
@@ -129,7 +132,7 @@ func (c *Client) Interrupt() error { return c.Write([]byte{0x03}) }
 
 // Receive returns the next packet from the server, decoded.
 func (c *Client) Receive() (string, error) {
-	c.conn.SetReadDeadline(time.Now().Add(timeout))
+	c.conn.SetReadDeadline(time.Now().Add(c.Patience))
 	for {
 		kind, p, err := c.reader.Next(c.buf)
 		c.buf = p

@@ -5,8 +5,11 @@ package rsptest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -35,6 +38,9 @@ type Target struct {
 	Fail map[string]error
 	// NoStep makes the target unable to step.
 	NoStep bool
+	// Says is text for the console: of the first resumption, the second, and so
+	// on.
+	Says []string
 	// Commands are the monitor commands. The target's own are the fallback:
 	// each line is printed back; "fail" fails; "wait" waits for its context.
 	Commands func(ctx context.Context, line string, out func(string)) error
@@ -42,6 +48,7 @@ type Target struct {
 	desc    *rsp.Description
 	threads []rsp.Thread
 	regs    []*rsp.Registers // by thread
+	program bool             // there is one to execute
 
 	busy        atomic.Bool
 	interrupted chan struct{}
@@ -50,14 +57,21 @@ type Target struct {
 	stop     rsp.StopReply
 	running  bool
 	detached bool
+	actions  []rsp.Action // of the last resumption
 	resumed  [][]rsp.Action
 	misuse   []string
+	print    func(string)
+
+	breakpoints map[rsp.Place]rsp.Breakpoint
 }
 
 var (
-	_ rsp.Target  = (*Target)(nil)
-	_ rsp.Stepper = (*Target)(nil)
-	_ rsp.Monitor = (*Target)(nil)
+	_ rsp.Target       = (*Target)(nil)
+	_ rsp.Stepper      = (*Target)(nil)
+	_ rsp.Breakpointer = (*Target)(nil)
+	_ rsp.Watcher      = (*Target)(nil)
+	_ rsp.Talker       = (*Target)(nil)
+	_ rsp.Monitor      = (*Target)(nil)
 )
 
 // Addresses in the memory of NewTarget.
@@ -82,6 +96,7 @@ func NewTarget(n int) *Target {
 			{Top, pattern(0x1000)},
 		},
 		Fail:        make(map[string]error),
+		breakpoints: make(map[rsp.Place]rsp.Breakpoint),
 		desc:        Description(),
 		interrupted: make(chan struct{}, 1),
 		stop:        rsp.StopReply{Signal: 5, Thread: rsp.ThreadID{PID: 1, TID: 1}},
@@ -266,6 +281,15 @@ func (t *Target) ReadMemory(_ rsp.ThreadID, addr uint64, p []byte) (int, error) 
 	if len(p) > 0 && addr+uint64(len(p))-1 < addr {
 		t.complain("read past the end of the address space")
 	}
+	n := t.read(addr, p)
+	if n == 0 && len(p) > 0 {
+		return 0, fmt.Errorf("%w: %#x", rsp.ErrUnmapped, addr)
+	}
+	return n, nil
+}
+
+// read reads up to the first byte that is not there.
+func (t *Target) read(addr uint64, p []byte) int {
 	n := 0
 	for n < len(p) {
 		data := t.find(addr + uint64(n))
@@ -274,10 +298,7 @@ func (t *Target) ReadMemory(_ rsp.ThreadID, addr uint64, p []byte) (int, error) 
 		}
 		n += copy(p[n:], data)
 	}
-	if n == 0 && len(p) > 0 {
-		return 0, fmt.Errorf("%w: %#x", rsp.ErrUnmapped, addr)
-	}
-	return n, nil
+	return n
 }
 
 // WriteMemory implements rsp.Target.
@@ -318,24 +339,15 @@ func (t *Target) Resume(actions []rsp.Action) error {
 	if err := t.enter("Resume", true); err != nil {
 		return err
 	}
-	if len(actions) == 0 {
-		t.complain("Resume without actions")
-	}
+	t.checkActions(actions)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, a := range actions {
-		if a.Kind != rsp.Step {
-			continue
-		}
-		if t.NoStep {
-			t.misuse = append(t.misuse, "step of a target that cannot")
-		}
-		for i, th := range t.threads {
-			if th.ID == a.Thread {
-				rip, _ := t.regs[i].Index("rip")
-				pc, _ := t.regs[i].Uint(rip)
-				t.regs[i].SetUint(rip, pc+1)
-			}
+	t.actions = actions
+	for i, th := range t.threads {
+		if !t.program && rsp.ActionFor(actions, th.ID).Kind == rsp.Step {
+			rip, _ := t.regs[i].Index("rip")
+			pc, _ := t.regs[i].Uint(rip)
+			t.regs[i].SetUint(rip, pc+1)
 		}
 	}
 	t.resumed = append(t.resumed, actions)
@@ -345,6 +357,32 @@ func (t *Target) Resume(actions []rsp.Action) error {
 	default:
 	}
 	return nil
+}
+
+// checkActions checks what a target may be asked to do.
+func (t *Target) checkActions(actions []rsp.Action) {
+	for _, a := range actions {
+		steps := a.Kind == rsp.Step || a.Kind == rsp.StepRange
+		if steps && t.NoStep {
+			t.complain("step of a target that cannot")
+		}
+		if a.Kind == rsp.StepRange && a.Start >= a.End || a.Kind != rsp.StepRange && (a.Start != 0 || a.End != 0) {
+			t.complain(fmt.Sprintf("%c from %#x to %#x", a.Kind, a.Start, a.End))
+		}
+		if a.Thread.TID != -1 && !t.has(a.Thread) {
+			t.complain(fmt.Sprintf("action for thread %d.%d", a.Thread.PID, a.Thread.TID))
+		}
+	}
+	for _, th := range t.threads {
+		if rsp.ActionFor(actions, th.ID).Kind != rsp.Halt {
+			return
+		}
+	}
+	t.complain("Resume of nothing")
+}
+
+func (t *Target) has(id rsp.ThreadID) bool {
+	return slices.ContainsFunc(t.threads, func(th rsp.Thread) bool { return th.ID == id })
 }
 
 // Wait implements rsp.Target.
@@ -357,23 +395,37 @@ func (t *Target) Wait(ctx context.Context) (rsp.StopReply, error) {
 	if !t.running {
 		t.misuse = append(t.misuse, "Wait for a stopped target")
 	}
-	var next *rsp.StopReply
-	if len(t.Stops) > 0 {
-		next, t.Stops = &t.Stops[0], t.Stops[1:]
-	}
 	t.mu.Unlock()
-	if next == nil {
-		select {
-		case <-t.interrupted:
-			next = &rsp.StopReply{Signal: 2, Thread: t.threads[0].ID}
-		case <-ctx.Done():
-			return rsp.StopReply{}, ctx.Err()
-		}
+	stop, err := t.next(ctx)
+	if err != nil {
+		return stop, err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.running, t.stop = false, *next
+	t.running, t.stop = false, stop
 	return t.stop, nil
+}
+
+// next lets the target run to its next stop.
+func (t *Target) next(ctx context.Context) (rsp.StopReply, error) {
+	if len(t.Says) > 0 {
+		t.Say(t.Says[0])
+		t.Says = t.Says[1:]
+	}
+	if t.program {
+		return t.execute(ctx)
+	}
+	if len(t.Stops) > 0 {
+		stop := t.Stops[0]
+		t.Stops = t.Stops[1:]
+		return stop, nil
+	}
+	select {
+	case <-t.interrupted:
+		return rsp.StopReply{Signal: 2, Thread: t.threads[0].ID}, nil
+	case <-ctx.Done():
+		return rsp.StopReply{}, ctx.Err()
+	}
 }
 
 // Interrupt implements rsp.Target.
@@ -402,6 +454,82 @@ func (t *Target) Detach() error {
 
 // CanStep implements rsp.Stepper.
 func (t *Target) CanStep() bool { return !t.NoStep }
+
+// Watchpoints implements rsp.Watcher.
+func (t *Target) Watchpoints() int { return 4 }
+
+// SetConsole implements rsp.Talker.
+func (t *Target) SetConsole(print func(string)) {
+	t.enter("SetConsole", true)
+	defer t.leave()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.print = print
+}
+
+// Say prints on the client's console.
+func (t *Target) Say(text string) {
+	t.mu.Lock()
+	print := t.print
+	t.mu.Unlock()
+	if print == nil {
+		t.complain("no console")
+		return
+	}
+	print(text)
+}
+
+// InsertBreakpoint implements rsp.Breakpointer. There are as many watchpoints
+// and hardware breakpoints as Watchpoints says.
+func (t *Target) InsertBreakpoint(b rsp.Breakpoint) error {
+	defer t.leave()
+	if err := t.enter("InsertBreakpoint", true); err != nil {
+		return err
+	}
+	t.checkBreakpoint(b)
+	hardware := 0
+	for place := range t.breakpoints {
+		if place.Kind != rsp.SoftwareBreakpoint && place != b.Place() {
+			hardware++
+		}
+	}
+	switch {
+	case b.Kind == rsp.SoftwareBreakpoint && t.find(b.Addr) == nil:
+		return fmt.Errorf("%w: %#x", rsp.ErrUnmapped, b.Addr)
+	case b.Kind != rsp.SoftwareBreakpoint && hardware == t.Watchpoints():
+		return fmt.Errorf("%w: a %s at %#x: all %d debug registers are in use", rsp.ErrNotSupported, b.Kind, b.Addr, hardware)
+	}
+	t.breakpoints[b.Place()] = b
+	return nil
+}
+
+// RemoveBreakpoint implements rsp.Breakpointer.
+func (t *Target) RemoveBreakpoint(b rsp.Breakpoint) error {
+	defer t.leave()
+	if err := t.enter("RemoveBreakpoint", true); err != nil {
+		return err
+	}
+	t.checkBreakpoint(b)
+	delete(t.breakpoints, b.Place())
+	return nil
+}
+
+// checkBreakpoint checks what a target may be asked to insert or remove.
+func (t *Target) checkBreakpoint(b rsp.Breakpoint) {
+	watch := b.Kind >= rsp.Watch
+	if b.Kind < rsp.SoftwareBreakpoint || b.Kind > rsp.AccessWatch || b.Size < 1 || b.Addr+uint64(b.Size)-1 < b.Addr ||
+		!t.has(b.Thread) || watch && len(b.Conditions)+len(b.Commands) > 0 {
+		t.complain(fmt.Sprintf("%s of %d bytes: %+v", b.Kind, b.Size, b))
+	}
+}
+
+// Breakpoints returns the breakpoints that are inserted, in order of kind and
+// address.
+func (t *Target) Breakpoints() []rsp.Breakpoint {
+	return slices.SortedFunc(maps.Values(t.breakpoints), func(a, b rsp.Breakpoint) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Addr, b.Addr), cmp.Compare(a.Size, b.Size))
+	})
+}
 
 // Monitor implements rsp.Monitor.
 func (t *Target) Monitor(ctx context.Context, line string, out func(string)) error {
