@@ -95,14 +95,14 @@ func (g *Guest) canReadRegisters(c *vcpu) Capability {
 func (g *Guest) canWriteRegisters() Capability {
 	r := Capability{Name: registersWrite}
 	switch {
-	case g.host.Quirks().ContextLosesR8toR15 && !g.pv32:
+	case g.contextLosesR8toR15() && g.kind == xen.PV:
 		r.Detail = "this release of Xen would zero r8 to r15 (fixed in 4.21.2)"
 	case g.kind == xen.PV:
 		r.Can = true
 		r.Detail = "all that are known but cr0, cr2, cr3 and cr4, which Xen does not take"
 	default:
 		r.Can = true
-		r.Detail = "general, debug, x87, SSE and beyond; segment and control registers are read-only"
+		r.Detail = "all that are known"
 	}
 	return r
 }

@@ -85,7 +85,7 @@ func TestFault2006EntriesAreMappedAsTheyStand(t *testing.T) {
 		pt.Map(text, n, xen.PageSize)
 	}
 	for id := xen.DomID(1); id <= 3; id++ {
-		g, err := guest.Attach(host, id)
+		g, err := guest.Attach(host, id, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -107,7 +107,7 @@ func TestFault2006EntriesAreMappedAsTheyStand(t *testing.T) {
 		}
 	}
 	for id, w := range want {
-		g, err := guest.Attach(host, id)
+		g, err := guest.Attach(host, id, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

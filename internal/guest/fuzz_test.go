@@ -68,7 +68,7 @@ func FuzzHostilePageTables(f *testing.F) {
 		other.AllocAt(fuzzOther)
 		copy(other.Frame(fuzzOther), secret)
 
-		g, err := guest.Attach(x.Host(), 3)
+		g, err := guest.Attach(x.Host(), 3, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

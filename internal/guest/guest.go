@@ -3,6 +3,7 @@
 package guest
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 
@@ -37,19 +38,52 @@ type Guest struct {
 	features x86.Feature
 	layout   x86.XSaveLayout
 	paused   bool // by us
+	ledger   *Ledger
+	plants   []*Plant
+	parking  parking
+
+	ownPauses bool // Hold uses pauses of vCPUs
 }
 
-// Attach pauses a domain and takes hold of it. The errors ErrDom0, ErrReserved,
-// ErrDying, ErrBuilding and xen.ErrNoDomain say what is wrong with the domain.
-func Attach(host *xen.Host, id xen.DomID) (*Guest, error) {
-	g, err := attach(host, id)
+// Attach pauses a domain and takes hold of it. All that is changed in it is
+// noted in the ledger; without one, it is lost with this process. The errors
+// ErrDom0, ErrReserved, ErrDying, ErrBuilding and xen.ErrNoDomain say what is
+// wrong with the domain.
+func Attach(host *xen.Host, id xen.DomID, ledger *Ledger) (*Guest, error) {
+	if ledger == nil {
+		var err error
+		if ledger, err = NewLedger(make([]byte, LedgerSize)); err != nil {
+			return nil, err
+		}
+	}
+	g, err := attach(host, id, ledger)
 	if err != nil {
 		return nil, fmt.Errorf("attach to domain %d: %w", id, err)
 	}
 	return g, nil
 }
 
-func attach(host *xen.Host, id xen.DomID) (*Guest, error) {
+func attach(host *xen.Host, id xen.DomID, ledger *Ledger) (*Guest, error) {
+	g, err := newGuest(host, id, ledger)
+	if err != nil {
+		return nil, err
+	}
+	info, err := g.Info()
+	if err != nil {
+		return nil, err
+	}
+	ledger.begin(info)
+	if err := g.Pause(); err != nil {
+		return nil, err
+	}
+	if err := g.probe(); err != nil {
+		return nil, errors.Join(err, g.Detach())
+	}
+	return g, nil
+}
+
+// newGuest makes a Guest of a domain that nothing has been done to yet.
+func newGuest(host *xen.Host, id xen.DomID, ledger *Ledger) (*Guest, error) {
 	switch {
 	case id == 0:
 		return nil, ErrDom0
@@ -66,7 +100,11 @@ func attach(host *xen.Host, id xen.DomID) (*Guest, error) {
 		return nil, ErrBuilding
 	}
 
-	g := &Guest{host: host, id: id, kind: info.Kind, vcpus: make([]vcpu, info.VCPUs), layout: x86.ThisXSaveLayout()}
+	g := &Guest{
+		host: host, id: id, kind: info.Kind, ledger: ledger,
+		vcpus:  make([]vcpu, min(info.VCPUs, maxVCPUs)),
+		layout: x86.ThisXSaveLayout(),
+	}
 	switch info.Kind {
 	case xen.PV:
 		width, err := host.AddressSize(id)
@@ -81,13 +119,6 @@ func attach(host *xen.Host, id xen.DomID) (*Guest, error) {
 		g.mem = newFrames(func(fs []xen.GFN, write bool) (*xen.Mapping, error) {
 			return host.MapGuestFrames(id, fs, write)
 		})
-	}
-
-	if err := g.Pause(); err != nil {
-		return nil, err
-	}
-	if err := g.probe(); err != nil {
-		return nil, errors.Join(err, g.Detach())
 	}
 	return g, nil
 }
@@ -123,45 +154,88 @@ func (g *Guest) Info() (xen.DomainInfo, error) { return g.host.DomainInfo(g.id) 
 // Stats counts what has been asked of the hypervisor since it was opened.
 func (g *Guest) Stats() xen.Stats { return g.host.Stats() }
 
+// Host gives the connection to the hypervisor.
+func (g *Guest) Host() *xen.Host { return g.host }
+
+// Ledger gives the record of what has been changed.
+func (g *Guest) Ledger() *Ledger { return g.ledger }
+
+// NumVCPUs gives the number of vCPUs that the domain may have, up or not.
+func (g *Guest) NumVCPUs() int { return len(g.vcpus) }
+
+// Paused tells whether the guest stands still because of us.
+func (g *Guest) Paused() bool { return g.paused }
+
 // Pause stops all vCPUs. A guest that is paused stays so.
 func (g *Guest) Pause() error {
 	if g.paused {
 		return nil
 	}
-	if err := g.host.Pause(g.id); err != nil {
+	info, err := g.Info()
+	if err != nil {
 		return err
 	}
+	g.ledger.putU32(ledgerOthers, 0)
+	if info.Paused {
+		g.ledger.putU32(ledgerOthers, 1)
+	}
+	g.ledger.setPause(pausing)
+	if err := g.host.Pause(g.id); err != nil {
+		g.ledger.setPause(notPaused)
+		return err
+	}
+	g.ledger.setPause(pausedNow)
 	g.paused = true
 	return nil
 }
 
 // Resume takes our pause back and forgets what was read. The guest runs unless
 // somebody else has paused it too.
-func (g *Guest) Resume() error {
+func (g *Guest) Resume() error { return errors.Join(g.ReleaseFrames(), g.ResumeBriefly()) }
+
+// ResumeBriefly is Resume for the time of a step or so: frames stay mapped until
+// ReleaseFrames. The guest cannot have them back meanwhile, so that must come soon.
+func (g *Guest) ResumeBriefly() error {
 	if !g.paused {
 		return nil
 	}
-	err := g.forget()
+	g.forget()
+	var err error
 	// The domain may have died, and somebody else may have taken our pause back.
+	g.ledger.setPause(unpausing)
 	e := g.host.Unpause(g.id)
 	if e != nil && !errors.Is(e, xen.ErrNoDomain) && !errors.Is(e, xen.ErrNotPaused) {
+		g.ledger.setPause(pausedNow)
 		return errors.Join(err, e)
 	}
+	g.ledger.setPause(notPaused)
 	g.paused = false
 	return err
 }
 
 // Detach gives the domain back as it was found. The Guest must not be used
 // after. A domain that has died meanwhile is no error.
-func (g *Guest) Detach() error { return g.Resume() }
+func (g *Guest) Detach() error {
+	err := g.undo()
+	if errors.Is(err, xen.ErrNoDomain) {
+		err = nil
+	}
+	if err = errors.Join(err, g.Resume()); err == nil {
+		g.ledger.end()
+	}
+	return err
+}
 
 // forget drops all that holds only while the guest is paused.
-func (g *Guest) forget() error {
+func (g *Guest) forget() {
 	for i := range g.vcpus {
 		g.vcpus[i].asked, g.vcpus[i].fetched = false, false
 	}
-	return g.mem.drop()
+	g.mem.forget()
 }
+
+// ReleaseFrames unmaps all frames.
+func (g *Guest) ReleaseFrames() error { return g.mem.drop() }
 
 // Read reads memory as a vCPU sees it, up to the first byte that cannot be had.
 // It gives an error, wrapping ErrUnmapped where nothing is mapped, only if that
@@ -173,6 +247,45 @@ func (g *Guest) Read(vcpu int, addr uint64, p []byte) (int, error) {
 	}
 	return g.mem.read(v, addr, p)
 }
+
+// A Reader reads memory as a vCPU has seen it, also while the guest runs: what does
+// not change, as a kernel's code. ReleaseFrames gives up what it has mapped.
+type Reader struct {
+	g    *Guest
+	v    view
+	root []byte // the kernel's half of the root of its page tables, as it was
+}
+
+// Reader gives a Reader for what a vCPU sees now.
+// Preconditions: the guest is paused.
+func (g *Guest) Reader(vcpu int) (*Reader, error) {
+	v, err := g.view(vcpu)
+	if err != nil {
+		return nil, err
+	}
+	r := &Reader{g: g, v: *v}
+	r.root, err = r.kernelHalf()
+	return r, err
+}
+
+// kernelHalf reads those entries of the page tables' root that are the same for all
+// processes of a 64-bit guest.
+func (r *Reader) kernelHalf() ([]byte, error) {
+	b := make([]byte, xen.PageSize/2)
+	return b, r.g.mem.peek(r.v.kernel.Frame, len(b), b)
+}
+
+// Outlived tells whether the page tables are others now: the process that they were
+// of has ended, and their memory serves something else. What was read is worth
+// nothing then.
+func (r *Reader) Outlived() (bool, error) {
+	now, err := r.kernelHalf()
+	return !bytes.Equal(now, r.root), err
+}
+
+// Read reads up to the first byte that cannot be had, and gives an error only if
+// that is the first one.
+func (r *Reader) Read(addr uint64, p []byte) (int, error) { return r.g.mem.read(&r.v, addr, p) }
 
 // Write writes memory as a vCPU sees it, whether the guest itself may or not:
 // all of p or, with an error that names the address, nothing.

@@ -42,7 +42,7 @@ func fixtureOn(t *testing.T, config xentest.Config, kind xen.Kind, vcpus int) *f
 // attach attaches to domain 3, and detaches at the end of the test.
 func (f *fixture) attach(t *testing.T) *guest.Guest {
 	t.Helper()
-	g, err := guest.Attach(f.Host(), 3)
+	g, err := guest.Attach(f.Host(), 3, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func eachKind(t *testing.T, f func(t *testing.T, kind xen.Kind)) {
 func TestAttach(t *testing.T) {
 	eachKind(t, func(t *testing.T, kind xen.Kind) {
 		f := newFixture(t, kind, 2)
-		g, err := guest.Attach(f.Host(), 3)
+		g, err := guest.Attach(f.Host(), 3, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -119,7 +119,7 @@ func TestAttachErrors(t *testing.T) {
 			if tt.set != nil {
 				tt.set(f.d)
 			}
-			_, err := guest.Attach(f.Host(), tt.id)
+			_, err := guest.Attach(f.Host(), tt.id, nil)
 			if !errors.Is(err, tt.is) {
 				t.Fatalf("got %v, want %v", err, tt.is)
 			}
@@ -161,7 +161,7 @@ func TestAttachFailsAtEveryCall(t *testing.T) {
 			}
 			host := f.Host()
 			before := f.Calls(xentest.OpAny)
-			g, err := guest.Attach(host, 3)
+			g, err := guest.Attach(host, 3, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -177,7 +177,7 @@ func TestAttachFailsAtEveryCall(t *testing.T) {
 				f.ClearFaults()
 				host := f.Host() // a new one, which has asked for nothing yet
 				f.Fail(xentest.OpAny, n, unix.EIO)
-				g, err := guest.Attach(host, 3)
+				g, err := guest.Attach(host, 3, nil)
 				switch {
 				case err == nil:
 					if err := g.Detach(); err != nil {

@@ -48,7 +48,22 @@ type memory interface {
 	read(v *view, addr uint64, p []byte) (int, error)
 	write(v *view, addr uint64, p []byte) error
 	writable(v *view, addr uint64) error
-	// drop forgets everything and unmaps all frames.
+	// locate gives the frame that holds an address.
+	locate(v *view, addr uint64) (frame uint64, err error)
+	// peek reads what is in a frame, planted bytes and all.
+	peek(frame uint64, offset int, p []byte) error
+	// poke writes into a frame, planted bytes or not.
+	poke(frame uint64, offset int, p []byte) error
+	// hide makes reads and writes treat planted bytes as if they were not there.
+	hide(p *Plant)
+	// show ends that.
+	show(p *Plant)
+	// planted gives what is planted at a byte of a frame, or nil.
+	planted(frame uint64, offset int) *Plant
+	// forget forgets translations. Frames stay mapped: what is in them is seen as
+	// it changes.
+	forget()
+	// drop also unmaps all frames.
 	drop() error
 }
 
@@ -56,11 +71,18 @@ type memory interface {
 type frames[F xen.Frame] struct {
 	mapFrames func(fs []F, write bool) (*xen.Mapping, error)
 
-	pages    map[F][]byte           // mapped frames, for reading
-	mappings []*xen.Mapping         // what pages point into
-	tlb      map[translation][]byte // pages by virtual address
-	next     translation            // where a sequential read would go on
-	window   int                    // pages to map ahead, doubled while reads are sequential
+	pages    map[F][]byte             // mapped frames, for reading
+	mappings []*xen.Mapping           // what pages point into
+	tlb      map[translation]place[F] // pages by virtual address
+	next     translation              // where a sequential read would go on
+	window   int                      // pages to map ahead, doubled while reads are sequential
+	plants   map[F][]*Plant           // hidden planted bytes
+}
+
+// place is a mapped frame.
+type place[F xen.Frame] struct {
+	frame F
+	page  []byte
 }
 
 // translation names a virtual page within an address space.
@@ -71,17 +93,22 @@ type translation struct {
 }
 
 func newFrames[F xen.Frame](mapFrames func(fs []F, write bool) (*xen.Mapping, error)) *frames[F] {
-	return &frames[F]{mapFrames: mapFrames, pages: map[F][]byte{}, tlb: map[translation][]byte{}}
+	return &frames[F]{mapFrames: mapFrames, pages: map[F][]byte{}, tlb: map[translation]place[F]{}, plants: map[F][]*Plant{}}
+}
+
+func (m *frames[F]) forget() {
+	clear(m.tlb)
+	m.window, m.next = 0, translation{}
 }
 
 func (m *frames[F]) drop() error {
+	m.forget()
 	var errs []error
 	for _, mapping := range m.mappings {
 		errs = append(errs, mapping.Close())
 	}
 	clear(m.pages)
-	clear(m.tlb)
-	m.mappings, m.window, m.next = m.mappings[:0], 0, translation{}
+	m.mappings = m.mappings[:0]
 	return errors.Join(errs...)
 }
 
@@ -141,26 +168,31 @@ func (m *frames[F]) read(v *view, addr uint64, p []byte) (int, error) {
 		if done > 0 && at == 0 {
 			break // past the end of the address space
 		}
-		page, ok := m.tlb[translation{v.root(at), v.mode, at / xen.PageSize}]
+		to, ok := m.tlb[translation{v.root(at), v.mode, at / xen.PageSize}]
 		if !ok {
 			var err error
-			if page, err = m.fill(v, at, uint64(len(p)-done)); err != nil {
+			if to, err = m.fill(v, at, uint64(len(p)-done)); err != nil {
 				if done > 0 {
 					break
 				}
 				return 0, err
 			}
 		}
-		done += copy(p[done:], page[at%xen.PageSize:])
+		offset := int(at % xen.PageSize)
+		n := copy(p[done:], to.page[offset:])
+		for _, plant := range m.plants[to.frame] {
+			plant.conceal(p[done:done+n], offset)
+		}
+		done += n
 	}
 	return done, nil
 }
 
 // fill translates and maps the page at addr, those after it that the next n
 // bytes touch, and, while reads are sequential, more. It gives the first.
-func (m *frames[F]) fill(v *view, addr, n uint64) ([]byte, error) {
+func (m *frames[F]) fill(v *view, addr, n uint64) (place[F], error) {
 	if err := m.makeRoom(); err != nil {
-		return nil, err
+		return place[F]{}, err
 	}
 	first := translation{v.root(addr), v.mode, addr / xen.PageSize}
 	if first == m.next {
@@ -190,7 +222,7 @@ func (m *frames[F]) fill(v *view, addr, n uint64) ([]byte, error) {
 		tr, err := m.walk(v, at)
 		if err != nil {
 			if i == 0 {
-				return nil, fmt.Errorf("%w: %w", ErrUnmapped, err)
+				return place[F]{}, fmt.Errorf("%w: %w", ErrUnmapped, err)
 			}
 			break
 		}
@@ -203,21 +235,21 @@ func (m *frames[F]) fill(v *view, addr, n uint64) ([]byte, error) {
 	if len(missing) > 0 {
 		unmapped, err := m.add(missing)
 		if err != nil {
-			return nil, err
+			return place[F]{}, err
 		}
 		if unmapped != nil && missing[0] == targets[0] {
 			m.next = translation{} // what follows is hardly there
-			return nil, fmt.Errorf("%w: %#x: %w", ErrUnmapped, addr, unmapped)
+			return place[F]{}, fmt.Errorf("%w: %#x: %w", ErrUnmapped, addr, unmapped)
 		}
 	}
 	for i, f := range targets {
 		if page, ok := m.pages[f]; ok {
-			m.tlb[keys[i]] = page
+			m.tlb[keys[i]] = place[F]{f, page}
 		}
 	}
 	m.next = keys[len(keys)-1]
 	m.next.page++
-	return m.pages[targets[0]], nil
+	return place[F]{targets[0], m.pages[targets[0]]}, nil
 }
 
 // write writes all of p, or nothing: no byte is touched before every frame is
@@ -226,15 +258,20 @@ func (m *frames[F]) write(v *view, addr uint64, p []byte) (err error) {
 	if len(p) == 0 {
 		return nil
 	}
-	mapping, err := m.mapForWriting(v, addr, uint64(len(p)))
+	mapping, targets, err := m.mapForWriting(v, addr, uint64(len(p)))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, mapping.Close()) }()
-	offset := addr % xen.PageSize
-	for i := range mapping.Len() {
+	offset := int(addr % xen.PageSize)
+	for i, f := range targets {
 		page, _ := mapping.Page(i)
-		p = p[copy(page[offset:], p):]
+		part := p[:min(len(p), xen.PageSize-offset)]
+		p = p[len(part):]
+		for _, plant := range m.plants[f] {
+			part = plant.divert(part, page, offset)
+		}
+		copy(page[offset:], part)
 		offset = 0
 	}
 	// The bytes may have been page-table entries.
@@ -244,28 +281,29 @@ func (m *frames[F]) write(v *view, addr uint64, p []byte) (err error) {
 
 // writable tells whether the byte at addr can be written, and leaves it alone.
 func (m *frames[F]) writable(v *view, addr uint64) error {
-	mapping, err := m.mapForWriting(v, addr, 1)
+	mapping, _, err := m.mapForWriting(v, addr, 1)
 	if err != nil {
 		return err
 	}
 	return mapping.Close()
 }
 
-// mapForWriting maps the pages of n bytes, all of them or none.
+// mapForWriting maps the pages of n bytes, all of them or none, and names their
+// frames.
 // Preconditions: n > 0.
-func (m *frames[F]) mapForWriting(v *view, addr, n uint64) (*xen.Mapping, error) {
+func (m *frames[F]) mapForWriting(v *view, addr, n uint64) (*xen.Mapping, []F, error) {
 	last := addr + n - 1
 	if last < addr {
-		return nil, fmt.Errorf("write %#x: %w: end of the address space", addr, ErrUnmapped)
+		return nil, nil, fmt.Errorf("write %#x: %w: end of the address space", addr, ErrUnmapped)
 	}
 	if err := m.makeRoom(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var targets []F
 	for at := addr &^ (xen.PageSize - 1); ; at += xen.PageSize {
 		tr, err := m.walk(v, max(at, addr))
 		if err != nil {
-			return nil, fmt.Errorf("write %#x: %w: %w", max(at, addr), ErrUnmapped, err)
+			return nil, nil, fmt.Errorf("write %#x: %w: %w", max(at, addr), ErrUnmapped, err)
 		}
 		targets = append(targets, tr.Frame)
 		if last-at < xen.PageSize {
@@ -274,7 +312,7 @@ func (m *frames[F]) mapForWriting(v *view, addr, n uint64) (*xen.Mapping, error)
 	}
 	mapping, err := m.mapFrames(targets, true)
 	if err != nil {
-		return nil, fmt.Errorf("write %#x: %w", addr, err)
+		return nil, nil, fmt.Errorf("write %#x: %w", addr, err)
 	}
 	for i := range targets {
 		if _, err := mapping.Page(i); err != nil {
@@ -282,8 +320,8 @@ func (m *frames[F]) mapForWriting(v *view, addr, n uint64) (*xen.Mapping, error)
 				err = fmt.Errorf("%w: %w", ErrUnmapped, err)
 			}
 			at := max(addr, (addr/xen.PageSize+uint64(i))*xen.PageSize)
-			return nil, errors.Join(fmt.Errorf("write %#x: %w", at, err), mapping.Close())
+			return nil, nil, errors.Join(fmt.Errorf("write %#x: %w", at, err), mapping.Close())
 		}
 	}
-	return mapping, nil
+	return mapping, targets, nil
 }

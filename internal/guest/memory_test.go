@@ -671,3 +671,39 @@ func TestUnmapFails(t *testing.T) {
 		t.Errorf("pause count %d, want 0", n)
 	}
 }
+
+// A Reader reads on while the guest runs, and tells when its page tables have become
+// something else.
+func TestReader(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind xen.Kind) {
+		f := newFixture(t, kind, 1)
+		want := pattern(3, xen.PageSize)
+		f.pt.MapPage(text, want)
+		g := f.attach(t)
+		r, err := g.Reader(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Resume(); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, xen.PageSize)
+		if n, err := r.Read(text, got); err != nil || n != len(got) || !bytes.Equal(got, want) {
+			t.Errorf("read %d bytes, %v", n, err)
+		}
+		root := f.d.Frame(f.pt.CR3() / xen.PageSize)
+		for _, tt := range []struct {
+			change int // entry of the root
+			want   bool
+		}{{-1, false}, {0, false}, {511, true}} {
+			f.Do(func() {
+				if tt.change >= 0 {
+					root[8*tt.change+1] ^= 0x10
+				}
+			})
+			if outlived, err := r.Outlived(); err != nil || outlived != tt.want {
+				t.Errorf("after a change of entry %d: outlived %v, %v", tt.change, outlived, err)
+			}
+		}
+	})
+}

@@ -42,7 +42,7 @@ func newPV32(t *testing.T) (*xentest.Hypervisor, *xentest.Domain, *xentest.PageT
 
 func TestPV32Registers(t *testing.T) {
 	x, d, _ := newPV32(t)
-	g, err := guest.Attach(x.Host(), 3)
+	g, err := guest.Attach(x.Host(), 3, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +77,7 @@ func TestPV32Registers(t *testing.T) {
 // A write changes the bytes of its register and no other.
 func TestPV32SetRegisters(t *testing.T) {
 	x, d, _ := newPV32(t)
-	g, err := guest.Attach(x.Host(), 3)
+	g, err := guest.Attach(x.Host(), 3, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ func TestPV32Memory(t *testing.T) {
 	x, _, pt := newPV32(t)
 	pt.MapPage(0xc0123000, []byte("kernel of 32 bits"))
 	pt.MapPage(0x08048000, []byte("program"))
-	g, err := guest.Attach(x.Host(), 3)
+	g, err := guest.Attach(x.Host(), 3, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

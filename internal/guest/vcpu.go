@@ -24,10 +24,16 @@ type vcpu struct {
 	info    xen.VCPUInfo // if asked
 	fetched bool
 	ctx     xen.VCPUContext
+	known   xen.VCPUContext   // what the hypervisor has, of a 64-bit guest
 	ctx32   xen.VCPUContext32 // of a 32-bit PV guest; ctx then is its Widen
 	ext     xen.ExtState
-	hvm     xen.HVMCPU // of an HVM or PVH guest
-	view    view
+	// extKnown is what the hypervisor has of ext.Data. Neither is ever changed in
+	// place.
+	extKnown []byte
+	hvm      xen.HVMCPU     // of an HVM or PVH guest
+	saved    *xen.VCPUState // to be loaded before ctx, if not nil
+	view     view
+	parked   *parked // if it stands at the parking spot; ctx then is as before the trap
 }
 
 // State is how a vCPU stands.
@@ -55,14 +61,24 @@ func (g *Guest) context(n int) (*vcpu, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.ext = ext
+	c.ext, c.extKnown = ext, ext.Data
 	switch {
 	case g.pv32:
 		c.view = pv32View(&c.ctx32)
 	case g.kind == xen.PV:
 		c.view = pvView(&c.ctx)
+		if err := g.unpark(n, c); err != nil {
+			return nil, err
+		}
 	default:
-		if c.hvm, err = g.host.HVMCPU(g.id, n); err != nil {
+		hvm, err := g.host.HVMCPU(g.id, n)
+		switch {
+		case err == nil:
+			c.hvm = hvm
+		case g.Held(n) && c.hvm != (xen.HVMCPU{}) && errors.Is(err, xen.ErrVCPUOffline):
+			// The save state leaves out a vCPU that is taken off. It has not run
+			// since it was.
+		default:
 			return nil, err
 		}
 		c.view = hvmView(&c.ctx, c.hvm)
@@ -71,10 +87,38 @@ func (g *Guest) context(n int) (*vcpu, error) {
 	return c, nil
 }
 
+// Alter changes a vCPU's state without reading it back, for changes that the
+// hypervisor is known to take: of RIP, RFLAGS and DR6.
+// Preconditions: the guest is paused.
+func (g *Guest) Alter(n int, change func(ctx *xen.VCPUContext)) error {
+	c, err := g.context(n)
+	if err != nil {
+		return err
+	}
+	change(&c.ctx)
+	if g.kind == xen.PV {
+		c.ctx.EntryVector &^= xen.EntryVectorSyscall
+	}
+	return g.setState(n, c)
+}
+
+// Context gives a vCPU's state as the hypervisor has it, also where the vCPU is
+// parked. It holds until the state is changed or the guest resumed.
+// Preconditions: the guest is paused and not a 32-bit PV guest.
+func (g *Guest) Context(n int) (*xen.VCPUContext, error) {
+	c, err := g.context(n)
+	if err != nil {
+		return nil, err
+	}
+	return &c.known, nil
+}
+
 // readContext reads a vCPU's context in the layout of the guest.
 func (g *Guest) readContext(n int, c *vcpu) error {
 	if !g.pv32 {
-		return g.host.VCPUContext(g.id, n, &c.ctx)
+		err := g.host.VCPUContext(g.id, n, &c.ctx)
+		c.known = c.ctx
+		return err
 	}
 	err := g.host.VCPUContext32(g.id, n, &c.ctx32)
 	c.ctx = c.ctx32.Widen()
@@ -86,7 +130,7 @@ func (g *Guest) readContext(n int, c *vcpu) error {
 func (g *Guest) VCPUs() ([]int, error) {
 	var up, known []int
 	for n := range g.vcpus {
-		info, err := g.ask(n)
+		info, err := g.schedule(n)
 		switch {
 		case errors.Is(err, xen.ErrNoVCPU):
 			continue
@@ -109,26 +153,25 @@ func (g *Guest) VCPUs() ([]int, error) {
 	return up, nil
 }
 
-// ask asks how a vCPU is scheduled, and keeps the answer while the guest is
-// paused.
-func (g *Guest) ask(n int) (xen.VCPUInfo, error) {
-	info, err := g.host.VCPUInfo(g.id, n)
+// schedule tells how a vCPU is scheduled. It asks once while the guest is paused.
+func (g *Guest) schedule(n int) (xen.VCPUInfo, error) {
 	c := &g.vcpus[n]
+	if c.asked && g.paused {
+		return c.info, nil
+	}
+	info, err := g.host.VCPUInfo(g.id, n)
+	info.Online = info.Online || g.Held(n)
 	c.info, c.asked = info, g.paused && err == nil
 	return info, err
 }
 
-// State tells how a vCPU stands, by the answer that VCPUs got, if it was asked
-// while the guest is paused.
+// State tells how a vCPU stands.
 func (g *Guest) State(n int) (State, error) {
 	c, err := g.context(n)
 	if err != nil {
 		return State{}, err
 	}
-	info := c.info
-	if !c.asked {
-		info, err = g.ask(n)
-	}
+	info, err := g.schedule(n)
 	return State{VCPUInfo: info, UserMode: g.inUserMode(c)}, err
 }
 
@@ -136,7 +179,10 @@ func (g *Guest) State(n int) (State, error) {
 // when it says which GS base is which. A PV kernel runs in ring 3, as its users
 // do, so the hypervisor's flag decides.
 func (g *Guest) inKernel(c *vcpu) bool {
-	if g.kind == xen.PV {
+	switch {
+	case c.parked != nil:
+		return !c.parked.user
+	case g.kind == xen.PV:
 		return c.ctx.Flags&xen.VGCFInKernel != 0
 	}
 	return c.ctx.CS&3 == 0
@@ -196,8 +242,12 @@ func (g *Guest) decode(c *vcpu) x86.Registers {
 	switch {
 	case g.pv32:
 		r.Known &^= x86.KnownHighGPRs | x86.KnownBases
-	case g.host.Quirks().ContextLosesR8toR15:
+	case !g.contextLosesR8toR15():
+	case g.kind == xen.PV:
 		r.Known &^= x86.KnownHighGPRs
+	default:
+		h := &c.hvm.R8toR15
+		r.R8, r.R9, r.R10, r.R11, r.R12, r.R13, r.R14, r.R15 = h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7]
 	}
 	xsave := g.xsave(c)
 	xsave.Load(&r)
@@ -213,7 +263,7 @@ func (g *Guest) decode(c *vcpu) x86.Registers {
 	return r
 }
 
-// encode puts registers into a vCPU's state, as far as setvcpucontext takes
+// encode puts registers into a vCPU's state, as far as the hypervisor takes
 // them there.
 func (g *Guest) encode(c *vcpu, r *x86.Registers) {
 	ctx := &c.ctx
@@ -229,6 +279,8 @@ func (g *Guest) encode(c *vcpu, r *x86.Registers) {
 		// A vCPU that came in by SYSCALL would leave by SYSRET and take rip and
 		// rflags from rcx and r11; IRET takes what we say.
 		ctx.EntryVector &^= xen.EntryVectorSyscall
+	} else {
+		g.encodeSystem(c, r)
 	}
 	if r.FX != x86.FXSave(ctx.FPU) {
 		ctx.FPU = r.FX
@@ -267,8 +319,11 @@ func (g *Guest) SetRegisters(n int, want x86.Registers) error {
 	if want == g.decode(c) {
 		return nil
 	}
-	if g.host.Quirks().ContextLosesR8toR15 && !g.pv32 {
+	if g.contextLosesR8toR15() && g.kind == xen.PV {
 		return fmt.Errorf("vCPU %d: writing a register would zero r8 to r15: %w (fixed in Xen 4.21.2)", n, xen.ErrQuirk)
+	}
+	if err := g.checkSystem(c, &want); err != nil {
+		return fmt.Errorf("vCPU %d: %w", n, err)
 	}
 	// What does not come out again as it went in cannot be written.
 	next := *c
@@ -278,6 +333,10 @@ func (g *Guest) SetRegisters(n int, want x86.Registers) error {
 	}
 
 	before := *c
+	before.known = xen.VCPUContext{} // to be written whatever comes of the next write
+	if err := g.prepareSystem(n, &before, &next, &want); err != nil {
+		return fmt.Errorf("vCPU %d: %w", n, err)
+	}
 	c.fetched = false
 	if err := g.setState(n, &next); err != nil {
 		return errors.Join(err, g.setState(n, &before))
@@ -295,13 +354,39 @@ func (g *Guest) SetRegisters(n int, want x86.Registers) error {
 	return nil
 }
 
+// setState writes a vCPU's state, as far as the hypervisor does not have it so.
 func (g *Guest) setState(n int, c *vcpu) error {
-	set := func() error { return g.host.SetVCPUContext(g.id, n, &c.ctx) }
 	if g.pv32 {
-		set = func() error { return g.host.SetVCPUContext32(g.id, n, &c.ctx32) }
+		if err := g.host.SetVCPUContext32(g.id, n, &c.ctx32); err != nil {
+			return err
+		}
+		return g.host.SetVCPUExtState(g.id, n, c.ext)
 	}
-	if err := set(); err != nil {
+	ctx := c.ctx
+	if c.parked != nil {
+		var err error
+		if ctx, err = g.sendBack(n, c); err != nil {
+			return err
+		}
+	}
+	if c.saved == nil && ctx == c.known && bytes.Equal(c.ext.Data, c.extKnown) {
+		return nil
+	}
+	done, err := g.setSystem(n, c)
+	if err != nil {
 		return err
 	}
-	return g.host.SetVCPUExtState(g.id, n, c.ext)
+	if !done && (c.saved != nil || ctx != c.known) {
+		c.known = xen.VCPUContext{}
+		if err := g.host.SetVCPUContext(g.id, n, &ctx); err != nil {
+			return err
+		}
+	}
+	// setvcpucontext has reset what lies beyond SSE.
+	c.known = xen.VCPUContext{}
+	if err := g.host.SetVCPUExtState(g.id, n, c.ext); err != nil {
+		return err
+	}
+	c.known, c.extKnown = ctx, c.ext.Data
+	return nil
 }

@@ -1,0 +1,268 @@
+// This file changes how single vCPUs run: it takes them off, redirects their
+// traps, lends them debug registers, and undoes all of that.
+
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"gdbserver-xen/xen"
+)
+
+// Trap vectors (SDM vol. 3A, table 6-1).
+const (
+	vectorDebug = 1
+	vectorInt3  = 3
+)
+
+// trapMasksEvents is the flag of a trap table's entry that delivers the trap
+// with events masked (Xen public header arch-x86/xen.h, struct trap_info).
+const trapMasksEvents = 1 << 2
+
+// Hold takes a vCPU off, so that it stands still while others run. To the guest's
+// kernel it looks as if it got no time.
+// Preconditions: the guest is paused.
+func (g *Guest) Hold(n int) error {
+	if g.Held(n) {
+		return nil
+	}
+	c, err := g.context(n)
+	if err != nil || c.ctx.Flags&xen.VGCFOnline == 0 {
+		return err
+	}
+	if g.ownPauses {
+		g.ledger.set(n, flagHeld|flagOwnPause, true)
+		return g.host.PauseVCPU(g.id, n)
+	}
+	g.ledger.set(n, flagHeld, true)
+	c.ctx.Flags &^= xen.VGCFOnline
+	return g.setState(n, c)
+}
+
+// HoldByPauses makes Hold use the hypervisor's pauses of single vCPUs, of which
+// the guest sees nothing at all.
+// Preconditions: the hypervisor has gdbsx's calls.
+func (g *Guest) HoldByPauses() { g.ownPauses = true }
+
+// Release ends a Hold.
+// Preconditions: the guest is paused.
+func (g *Guest) Release(n int) error {
+	if !g.Held(n) {
+		return nil
+	}
+	if g.ledger.has(n, flagOwnPause) {
+		return g.endOwnPause(n)
+	}
+	c, err := g.context(n)
+	if err != nil {
+		return err
+	}
+	c.ctx.Flags |= xen.VGCFOnline
+	if err := g.setState(n, c); err != nil {
+		return err
+	}
+	g.ledger.set(n, flagHeld, false)
+	return nil
+}
+
+// endOwnPause ends a Hold by a pause, which may not have been made yet.
+func (g *Guest) endOwnPause(n int) error {
+	err := g.host.UnpauseVCPU(g.id, n)
+	if err != nil && !errors.Is(err, xen.ErrVCPUNotPaused) {
+		return err
+	}
+	g.ledger.set(n, flagHeld|flagOwnPause, false)
+	return nil
+}
+
+// Held tells whether a vCPU was taken off by Hold.
+func (g *Guest) Held(n int) bool { return g.ledger.has(n, flagHeld) }
+
+// Armed tells whether there is anything that makes a vCPU trap: planted bytes, or
+// debug registers.
+func (g *Guest) Armed() bool {
+	if len(g.plants) > 0 {
+		return true
+	}
+	for n := range g.vcpus {
+		if g.ledger.has(n, flagDebug) {
+			return true
+		}
+	}
+	return false
+}
+
+// SetStepping notes that a vCPU has RFLAGS.TF from us, or no longer.
+func (g *Guest) SetStepping(n int, on bool) { g.ledger.set(n, flagStepping, on) }
+
+// Stepping tells what SetStepping has noted.
+func (g *Guest) Stepping(n int) bool { return g.ledger.has(n, flagStepping) }
+
+// Trap gives an entry of a PV vCPU's trap table, as the guest registered it.
+// Preconditions: the guest is paused and PV.
+func (g *Guest) Trap(n int, vector uint8) (xen.TrapInfo, error) {
+	c, err := g.context(n)
+	if err != nil {
+		return xen.TrapInfo{}, err
+	}
+	t := c.ctx.Traps[vector]
+	if g.redirected(c) {
+		debug, int3 := g.ledger.traps(n)
+		switch vector {
+		case vectorDebug:
+			t = debug
+		case vectorInt3:
+			t = int3
+		}
+	}
+	return t, nil
+}
+
+// redirected tells whether a vCPU's traps lead to the parking spot.
+func (g *Guest) redirected(c *vcpu) bool {
+	return g.parking.spot != 0 &&
+		c.ctx.Traps[vectorDebug].Address == SpotOf(g.parking.spot, vectorDebug) &&
+		c.ctx.Traps[vectorInt3].Address == SpotOf(g.parking.spot, vectorInt3)
+}
+
+// RedirectTraps makes a vCPU's debug and breakpoint traps lead to the parking
+// spot, unless they do. A guest that has registered others meanwhile gets those
+// back in the end.
+// Preconditions: the guest is paused; SetParking was called.
+func (g *Guest) RedirectTraps(n int) error {
+	c, err := g.context(n)
+	if err != nil || g.redirected(c) {
+		return err
+	}
+	old1, old3 := &c.ctx.Traps[vectorDebug], &c.ctx.Traps[vectorInt3]
+	g.ledger.setTraps(n, *old1, *old3)
+	for _, t := range []*xen.TrapInfo{old1, old3} {
+		t.Flags |= trapMasksEvents
+	}
+	old1.Address, old3.Address = SpotOf(g.parking.spot, vectorDebug), SpotOf(g.parking.spot, vectorInt3)
+	return g.setState(n, c)
+}
+
+// SetDebugRegs gives all vCPUs the debug registers DR0 to DR3 of which enabled in
+// dr7, in place of their own.
+// Preconditions: the guest is paused.
+func (g *Guest) SetDebugRegs(n int, addr [4]uint64, dr7 uint64) error {
+	c, err := g.context(n)
+	if err != nil {
+		return err
+	}
+	d := &c.ctx.DebugRegs
+	if !g.ledger.has(n, flagDebug) {
+		g.ledger.setDebugRegs(n, [6]uint64{d[0], d[1], d[2], d[3], d[6], d[7]})
+	}
+	r := g.decode(c)
+	r.DR0, r.DR1, r.DR2, r.DR3, r.DR7 = addr[0], addr[1], addr[2], addr[3], dr7
+	return g.SetRegisters(n, r)
+}
+
+// OwnDebugRegs gives the debug registers that a vCPU had before SetDebugRegs.
+func (g *Guest) OwnDebugRegs(n int) (addr [4]uint64, dr7 uint64, err error) {
+	if g.ledger.has(n, flagDebug) {
+		d := g.ledger.debugRegs(n)
+		return [4]uint64(d[:4]), d[5], nil
+	}
+	r, err := g.Registers(n)
+	return [4]uint64{r.DR0, r.DR1, r.DR2, r.DR3}, r.DR7, err
+}
+
+// Disarm takes back all that was planted and the debug registers, so that nothing
+// of ours stops the guest any more.
+// Preconditions: the guest is paused.
+func (g *Guest) Disarm() error {
+	var errs []error
+	for _, p := range slices.Clone(g.plants) {
+		if g.parking.spot != 0 && p.addr == g.parking.spot {
+			continue // until no vCPU can come there
+		}
+		if err := g.Unplant(p); err != nil && !errors.Is(err, ErrRewritten) {
+			errs = append(errs, err)
+		}
+	}
+	for n := range g.vcpus {
+		if g.ledger.has(n, flagDebug) {
+			errs = append(errs, g.restore(n, flagDebug))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// undo gives the guest back all that has been changed. It is quick if that is
+// nothing.
+func (g *Guest) undo() error {
+	const changes = flagHeld | flagTraps | flagDebug | flagReturning | flagTrapping
+	changed := len(g.plants) > 0 || g.parking.spot != 0
+	for n := range g.vcpus {
+		changed = changed || g.ledger.has(n, changes)
+	}
+	if !changed {
+		return nil
+	}
+	if err := g.Pause(); err != nil {
+		return err
+	}
+	errs := []error{g.Disarm()}
+	for n := range g.vcpus {
+		if g.ledger.has(n, changes) {
+			errs = append(errs, g.restore(n, changes))
+		}
+	}
+	for _, p := range slices.Clone(g.plants) {
+		if err := g.Unplant(p); err != nil && !errors.Is(err, ErrRewritten) {
+			errs = append(errs, err)
+		}
+	}
+	g.SetParking(0, 0)
+	return errors.Join(errs...)
+}
+
+// restore undoes changes of a vCPU, all at once.
+// Preconditions: the guest is paused.
+func (g *Guest) restore(n int, changes vcpuFlag) error {
+	done := func() error {
+		g.ledger.set(n, changes, false)
+		return nil
+	}
+	if changes&flagHeld != 0 && g.ledger.has(n, flagOwnPause) {
+		if err := g.endOwnPause(n); err != nil {
+			return err
+		}
+	}
+	c, err := g.context(n)
+	switch {
+	case errors.Is(err, xen.ErrVCPUOffline), errors.Is(err, xen.ErrNoVCPU):
+		return done()
+	case err != nil:
+		return err
+	}
+	before := c.ctx
+	has := func(f vcpuFlag) bool { return changes&f != 0 && g.ledger.has(n, f) }
+	if has(flagHeld) {
+		c.ctx.Flags |= xen.VGCFOnline
+	}
+	if has(flagTraps) && g.redirected(c) {
+		c.ctx.Traps[vectorDebug], c.ctx.Traps[vectorInt3] = g.ledger.traps(n)
+	}
+	if has(flagTrapping) {
+		g.dropTrap(n, c)
+	}
+	if has(flagDebug) {
+		saved := g.ledger.debugRegs(n)
+		d := &c.ctx.DebugRegs
+		d[0], d[1], d[2], d[3], d[6], d[7] = saved[0], saved[1], saved[2], saved[3], saved[4], saved[5]
+	}
+	if c.ctx == before {
+		return done()
+	}
+	if err := g.setState(n, c); err != nil {
+		return fmt.Errorf("give vCPU %d back what it had: %w", n, err)
+	}
+	c.fetched = false
+	return done()
+}

@@ -1,0 +1,99 @@
+// This file takes a domain over from a process that was killed.
+
+package guest
+
+import (
+	"errors"
+	"fmt"
+
+	"gdbserver-xen/xen"
+)
+
+// ErrOtherDomain says that the domain of a ledger is gone: there is nothing left
+// to undo.
+var ErrOtherDomain = errors.New("the domain is gone")
+
+// TakeOver attaches to the domain that a ledger is about, as the process that
+// was killed left it, so that Detach undoes all that is noted there.
+// ErrOtherDomain says that the domain does not exist any more, or that its number
+// belongs to another one.
+func TakeOver(host *xen.Host, ledger *Ledger) (*Guest, error) {
+	g, err := takeOver(host, ledger)
+	if err != nil {
+		return nil, fmt.Errorf("take over domain %d: %w", ledger.Domain(), err)
+	}
+	return g, nil
+}
+
+func takeOver(host *xen.Host, ledger *Ledger) (*Guest, error) {
+	info, err := host.DomainInfo(ledger.Domain())
+	switch {
+	case errors.Is(err, xen.ErrNoDomain), err == nil && (!ledger.isAbout(info) || info.Dying):
+		return nil, ErrOtherDomain
+	case err != nil:
+		return nil, err
+	}
+	g, err := newGuest(host, info.ID, ledger)
+	if err != nil {
+		return nil, err
+	}
+	// A pause that may or may not be ours: if nobody else had paused the domain,
+	// it is. Otherwise it is left, for a guest that stays paused does less harm
+	// than one that runs against somebody's will.
+	others := ledger.u32(ledgerOthers) != 0
+	switch ledger.pause() {
+	case pausedNow:
+		g.paused = info.Paused
+	case pausing, unpausing:
+		g.paused = info.Paused && !others
+	}
+	if err := g.Pause(); err != nil {
+		return nil, err
+	}
+	if err := g.releaseAll(); err != nil {
+		return nil, err
+	}
+	g.parking.spot, g.parking.syscall = ledger.Parking()
+	for _, p := range ledger.plants() {
+		p.ledger = ledger
+		// It may not have been written yet, or be the guest's again.
+		if g.intact(p) != nil {
+			ledger.removePlant(p)
+			continue
+		}
+		g.mem.hide(p)
+		g.plants = append(g.plants, p)
+	}
+	return g, nil
+}
+
+// releaseAll ends the Hold of all vCPUs of an HVM or PVH guest: while it lasts,
+// not all of their state can be read.
+// Preconditions: the guest is paused.
+func (g *Guest) releaseAll() error {
+	if g.kind == xen.PV {
+		return nil
+	}
+	for n := range g.vcpus {
+		if !g.Held(n) {
+			continue
+		}
+		ext, err := g.host.VCPUExtState(g.id, n)
+		if err != nil {
+			return err
+		}
+		var ctx xen.VCPUContext
+		if err := g.host.VCPUContext(g.id, n, &ctx); err != nil {
+			return err
+		}
+		ctx.Flags |= xen.VGCFOnline
+		if err := g.host.SetVCPUContext(g.id, n, &ctx); err != nil {
+			return err
+		}
+		if err := g.host.SetVCPUExtState(g.id, n, ext); err != nil {
+			return err
+		}
+		g.ledger.set(n, flagHeld, false)
+	}
+	return nil
+}
