@@ -1,0 +1,630 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"gdbserver-xen/internal/guest"
+	"gdbserver-xen/x86"
+	"gdbserver-xen/xen"
+	"gdbserver-xen/xen/xentest"
+)
+
+// text is where Linux's kernel text begins.
+const text = 0xffffffff81000000
+
+// int3Handler is where the kernel handles int3.
+const int3Handler = text + 0x30010
+
+// monitored is a fake hypervisor with a PVH domain, whose kernel has code.
+type monitored struct {
+	t *testing.T
+	*xentest.Hypervisor
+	d        *xentest.Domain
+	frame    uint64 // of the code
+	handlers uint64 // frame of the handler of int3
+	mem      []byte // the ledger's
+	g        *guest.Guest
+	e        Engine
+}
+
+func newMonitored(t *testing.T, config xentest.Config, vcpus int, code []byte) *monitored {
+	t.Helper()
+	pollRing(t)
+	x := xentest.New(t, config)
+	f := &monitored{t: t, Hypervisor: x, mem: make([]byte, guest.LedgerSize)}
+	f.d = x.AddDomain(xentest.DomainConfig{ID: 3, Kind: xen.PVH, VCPUs: vcpus})
+	pt := f.d.NewPageTables(x86.FourLevel)
+	f.frame = pt.MapPage(text, code)
+	f.handlers = pt.MapPage(int3Handler, nops)
+	// A gate for vector 3, in a table of its own page.
+	idt := make([]byte, 64)
+	binary.LittleEndian.PutUint16(idt[48:], int3Handler&0xffff)
+	binary.LittleEndian.PutUint16(idt[54:], int3Handler>>16&0xffff)
+	binary.LittleEndian.PutUint32(idt[56:], int3Handler>>32)
+	pt.MapPage(text+0x20000, idt)
+	pt.MapPage(text+0x10000, nil) // a stack
+	f.d.UsePageTables(pt)
+	for n := range vcpus {
+		f.d.VCPU(n).Saved.Bases[8] = text + 0x20000
+		f.place(n, text, text+0x10800)
+	}
+	f.attach()
+	return f
+}
+
+// pollRing makes the engine do without event channels.
+func pollRing(t *testing.T) {
+	old := openChannels
+	openChannels = func() (*xen.EventChannels, error) { return nil, nil }
+	t.Cleanup(func() { openChannels = old })
+}
+
+func (f *monitored) attach() {
+	f.t.Helper()
+	ledger, err := guest.NewLedger(f.mem)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	if f.g, err = guest.Attach(f.Host(), 3, ledger); err != nil {
+		f.t.Fatal(err)
+	}
+	if f.e, err = Choose(f.g, "", slog.New(slog.DiscardHandler)); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// detach gives the guest back, and checks that it has all its bytes.
+func (f *monitored) detach(code []byte) {
+	f.t.Helper()
+	if err := errors.Join(f.e.Close(), f.g.Detach()); err != nil {
+		f.t.Error(err)
+	}
+	f.same(code)
+}
+
+// same checks the guest's code and that nothing of ours is left on its vCPUs.
+func (f *monitored) same(code []byte) {
+	f.t.Helper()
+	if f.d.Pauses() == 0 && f.d.Frame(f.handlers)[0x10] != 0 {
+		f.t.Errorf("the handler of int3 is % x", f.d.Frame(f.handlers)[0x10:0x12])
+	}
+	if got := f.d.Frame(f.frame)[:len(code)]; !bytes.Equal(got, code) {
+		f.t.Errorf("code is % x, was % x", got, code)
+	}
+	for n := 0; f.d.Pauses() == 0 && n < f.g.NumVCPUs(); n++ {
+		if v := f.d.VCPU(n); !v.Online || v.Context.RFLAGS&x86.RFLAGSTF != 0 || v.Waiting > 0 {
+			f.t.Errorf("vCPU %d: online %v, rflags %#x, waiting %d", n, v.Online, v.Context.RFLAGS, v.Waiting)
+		}
+	}
+}
+
+func (f *monitored) place(n int, rip, rsp uint64) {
+	f.Do(func() { f.d.VCPU(n).Context.RIP, f.d.VCPU(n).Context.RSP = rip, rsp })
+}
+
+func (f *monitored) plant(addr uint64) *guest.Plant {
+	f.t.Helper()
+	p, err := f.g.Plant(0, addr, []byte{guest.Int3})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return p
+}
+
+func (f *monitored) resume(motions ...Motion) {
+	f.t.Helper()
+	if err := f.e.Resume(motions); err != nil {
+		f.t.Fatal(err)
+	}
+	if f.d.Pauses() != 0 {
+		f.t.Fatal("guest does not run")
+	}
+}
+
+// int3 makes a vCPU come to an int3, and debug to a #DB.
+func (f *monitored) int3(n int, rip, rsp uint64) {
+	f.t.Helper()
+	f.place(n, rip, rsp)
+	if !f.d.Report(n, xen.VMEvent{Reason: xen.ReasonBreakpoint, Type: xen.SoftwareException, Length: 1}) {
+		f.t.Fatal("the int3 goes to the guest")
+	}
+}
+
+func (f *monitored) debug(n int, rip, rsp uint64) {
+	f.t.Helper()
+	f.place(n, rip, rsp)
+	if !f.d.Report(n, xen.VMEvent{Reason: xen.ReasonDebug, Type: xen.HardwareException}) {
+		f.t.Fatal("the #DB goes to the guest")
+	}
+}
+
+// wait waits for stops, which must be these.
+func (f *monitored) wait(want ...Stop) {
+	f.t.Helper()
+	ctx, cancel := context.WithTimeout(f.t.Context(), 5*time.Second)
+	defer cancel()
+	if err := f.e.Wait(ctx); err != nil {
+		f.t.Fatal(err)
+	}
+	f.pause(want...)
+}
+
+func (f *monitored) pause(want ...Stop) {
+	f.t.Helper()
+	got, err := f.e.Pause()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		f.t.Fatalf("stops (-want +got):\n%s", diff)
+	}
+	if again, err := f.e.Pause(); err != nil || len(again) > 0 {
+		f.t.Fatalf("stops are given again: %+v, %v", again, err)
+	}
+}
+
+// idle waits for a while, in which nothing must stop.
+func (f *monitored) idle() {
+	f.t.Helper()
+	ctx, cancel := context.WithTimeout(f.t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := f.e.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		f.t.Fatalf("Wait gives %v, want the context's error", err)
+	}
+}
+
+func (f *monitored) tf(n int) bool { return f.d.VCPU(n).Context.RFLAGS&x86.RFLAGSTF != 0 }
+
+var (
+	rsp  = uint64(text + 0x10800)
+	nops = bytes.Repeat([]byte{0x90}, 16)
+)
+
+// A guest in which nothing can stop is not touched.
+func TestMonitorLeavesAlone(t *testing.T) {
+	f := newMonitored(t, xentest.Config{}, 2, nops)
+	f.resume(Run, Run)
+	if n := f.Calls(xentest.OpVMEventOp) + f.Calls(xentest.OpPopulate); n != 0 {
+		t.Errorf("%d calls about a ring", n)
+	}
+	f.idle()
+	f.pause()
+	f.detach(nops)
+}
+
+// Two vCPUs stop at once; one stays while the other goes on.
+func TestMonitorBreakpoints(t *testing.T) {
+	for _, release := range []string{"4.14", "4.17", "4.22"} {
+		f := newMonitored(t, xentest.Config{Release: release}, 3, nops)
+		f.plant(text + 4)
+		f.resume(Run, Run, Run)
+		f.int3(2, text+4, rsp)
+		f.int3(0, text+4, rsp)
+		f.wait(Stop{VCPU: 0, Trap: Breakpoint}, Stop{VCPU: 2, Trap: Breakpoint})
+		if r, err := f.g.Registers(2); err != nil || r.RIP != text+4 {
+			t.Errorf("rip is %#x, %v", r.RIP, err)
+		}
+		f.resume(Stay, Run, Run)
+		if f.d.VCPU(0).Waiting != 1 || f.d.VCPU(2).Waiting != 0 {
+			t.Error("the wrong vCPU goes on")
+		}
+		f.idle()
+		f.resumed()
+		f.detach(nops)
+	}
+}
+
+// resumed pauses without any stop.
+func (f *monitored) resumed() {
+	f.t.Helper()
+	f.pause()
+}
+
+// An int3 of the guest's own goes to the guest, one that has gone is tried again.
+func TestMonitorPassesInt3(t *testing.T) {
+	code := append([]byte{0xcc}, nops...)
+	f := newMonitored(t, xentest.Config{}, 2, code)
+	f.plant(text + 4)
+	f.resume(Run, Run)
+	f.int3(1, text, rsp)
+	f.idle()
+	if diff := cmp.Diff([]xen.Injection{{Vector: 3, Type: xen.SoftwareException, Length: 1}}, f.d.VCPU(1).Injected); diff != "" {
+		t.Errorf("injected (-want +got):\n%s", diff)
+	}
+	f.int3(1, text+8, rsp)
+	f.idle()
+	if n := len(f.d.VCPU(1).Injected); n != 1 || f.d.VCPU(1).Waiting > 0 {
+		t.Errorf("%d injected, waiting %d", n, f.d.VCPU(1).Waiting)
+	}
+	f.debug(0, text+9, rsp)
+	f.idle()
+	if diff := cmp.Diff([]xen.Injection{{Vector: 1, Type: xen.HardwareException}}, f.d.VCPU(0).Injected); diff != "" {
+		t.Errorf("injected (-want +got):\n%s", diff)
+	}
+	f.pause()
+	f.detach(code)
+}
+
+func TestMonitorStepByFlag(t *testing.T) {
+	f := newMonitored(t, xentest.Config{}, 2, nops)
+	f.resume(Step, Stay)
+	if !f.tf(0) || f.tf(1) || f.d.VCPU(1).Online {
+		t.Errorf("TF %v and %v, other vCPU online %v", f.tf(0), f.tf(1), f.d.VCPU(1).Online)
+	}
+	f.debug(0, text+1, rsp)
+	f.wait(Stop{VCPU: 0, Trap: Debug, DR6: DR6BS})
+	if f.tf(0) {
+		t.Error("TF stays")
+	}
+	// The step of a vCPU that is called off.
+	f.resume(Step, Run)
+	if !f.tf(0) || !f.d.VCPU(1).Online {
+		t.Error("the second step does not begin")
+	}
+	f.pause()
+	if f.tf(0) {
+		t.Error("TF stays after a step that is called off")
+	}
+	f.detach(nops)
+}
+
+// A step that was called off in a handler of the guest's does not reach the guest
+// later.
+func TestMonitorStaleStep(t *testing.T) {
+	f := newMonitored(t, xentest.Config{}, 1, nops)
+	handler := func() { f.Do(func() { f.d.VCPU(0).Context.RFLAGS &^= x86.RFLAGSTF }) }
+	back := func() { f.Do(func() { f.d.VCPU(0).Context.RFLAGS |= x86.RFLAGSTF }) }
+	for name, trap := range map[string]func(){
+		"trapped":     func() { back(); f.debug(0, text+1, rsp); f.idle() },
+		"not trapped": func() { back() },
+	} {
+		f.resume(Step)
+		handler()
+		f.pause()
+		if !f.g.Ledger().Marked(0) {
+			t.Fatalf("%s: forgotten", name)
+		}
+		f.resume(Run)
+		trap()
+		f.pause()
+		if f.tf(0) || f.g.Ledger().Marked(0) || len(f.d.VCPU(0).Injected) > 0 {
+			t.Errorf("%s: TF %v, still to trap %v, injected %v", name, f.tf(0), f.g.Ledger().Marked(0), f.d.VCPU(0).Injected)
+		}
+	}
+	f.detach(nops)
+}
+
+// A step that an interrupt cuts short goes on when the handler is done, perhaps on
+// another vCPU.
+func TestMonitorFinish(t *testing.T) {
+	for _, code := range [][]byte{nops, append([]byte{0x0f, 0x01, 0xd9}, nops...)} { // by RFLAGS.TF, and by an int3
+		length := uint64(1)
+		if code[0] != 0x90 {
+			length = 3
+		}
+		for _, moved := range []bool{false, true} {
+			f := newMonitored(t, xentest.Config{}, 2, code)
+			f.resume(Step, Stay)
+			tf := f.d.VCPU(0).Context.RFLAGS & x86.RFLAGSTF
+			f.place(0, text+8, rsp-0x100)
+			f.Do(func() { f.d.VCPU(0).Context.RFLAGS &^= x86.RFLAGSTF })
+			f.pause()
+			for range 2 {
+				f.resume(Finish, Run)
+				if f.tf(0) {
+					t.Error("TF is set in the handler")
+				}
+				f.pause()
+			}
+			f.resume(Finish, Run)
+			n := 0
+			switch {
+			case tf == 0:
+				f.int3(0, text+length, rsp)
+			case moved:
+				n = 1
+				fallthrough
+			default:
+				f.Do(func() { f.d.VCPU(n).Context.RFLAGS |= tf })
+				f.debug(n, text+length, rsp)
+			}
+			f.wait(Stop{VCPU: n, Trap: Debug, DR6: DR6BS})
+			if f.tf(n) || f.g.Ledger().Marked(0) || f.g.Stepping(0) {
+				t.Errorf("TF %v, still to trap %v", f.tf(n), f.g.Ledger().Marked(0))
+			}
+			f.detach(code)
+		}
+	}
+}
+
+// A step that comes to a breakpoint has not hit that.
+func TestMonitorStepOntoBreakpoint(t *testing.T) {
+	code := append([]byte{0x0f, 0x01, 0xd9}, nops...)
+	f := newMonitored(t, xentest.Config{}, 1, code)
+	p := f.plant(text + 3)
+	f.resume(Step)
+	f.int3(0, text+3, rsp)
+	f.wait(Stop{VCPU: 0, Trap: Debug, DR6: DR6BS})
+	if err := f.g.Unplant(p); err != nil {
+		t.Fatal(err)
+	}
+	f.detach(code)
+}
+
+// What PUSHF has pushed in a step has no TF; what POPF has popped stays.
+func TestMonitorFlags(t *testing.T) {
+	code := append([]byte{0x9c, 0x9d}, nops...)
+	f := newMonitored(t, xentest.Config{}, 1, code)
+	f.resume(Step)
+	if err := f.stack(rsp-8, 0x302); err != nil {
+		t.Fatal(err)
+	}
+	f.debug(0, text+1, rsp-8)
+	f.wait(Stop{VCPU: 0, Trap: Debug, DR6: DR6BS})
+	var flags [8]byte
+	if _, err := f.g.Read(0, rsp-8, flags[:]); err != nil || flags[0] != 2 || flags[1] != 2 {
+		t.Errorf("pushed flags are % x, %v", flags, err)
+	}
+	f.resume(Step)
+	f.Do(func() { f.d.VCPU(0).Context.RFLAGS = 0x2 })
+	f.debug(0, text+2, rsp)
+	f.wait(Stop{VCPU: 0, Trap: Debug, DR6: DR6BS})
+	if f.tf(0) || f.g.Ledger().Marked(0) {
+		t.Error("a step over POPF is not done")
+	}
+	f.detach(code)
+}
+
+// stack writes to the stack as the guest does.
+func (f *monitored) stack(addr, v uint64) error {
+	g, err := guest.Attach(f.Host(), 3, nil)
+	if err != nil {
+		return err
+	}
+	b := make([]byte, 8)
+	for i := range b {
+		b[i] = byte(v >> (8 * i))
+	}
+	return errors.Join(g.Write(0, addr, b), g.Detach())
+}
+
+// Instructions that the hypervisor may execute are stepped by an int3 behind
+// them. Others who come to it are taken over it.
+func TestMonitorStepByInt3(t *testing.T) {
+	code := append([]byte{0x0f, 0x01, 0xd9}, nops...)
+	f := newMonitored(t, xentest.Config{}, 3, code)
+	f.resume(Step, Run, Stay)
+	if f.tf(0) || f.d.Frame(f.frame)[3] != 0xcc {
+		t.Fatalf("TF is %v, code % x", f.tf(0), f.d.Frame(f.frame)[:4])
+	}
+	f.int3(1, text+3, rsp-0x100)
+	f.idle()
+	if !f.tf(1) || f.d.VCPU(0).Online || f.d.Frame(f.frame)[3] != 0x90 || f.d.VCPU(1).Waiting > 0 {
+		t.Fatalf("detour: TF %v, other online %v, code % x", f.tf(1), f.d.VCPU(0).Online, f.d.Frame(f.frame)[:4])
+	}
+	f.debug(1, text+4, rsp-0x100)
+	f.idle()
+	if f.tf(1) || !f.d.VCPU(0).Online || f.d.VCPU(2).Online || f.d.Frame(f.frame)[3] != 0xcc {
+		t.Fatalf("after the detour: TF %v, code % x", f.tf(1), f.d.Frame(f.frame)[:4])
+	}
+	f.int3(0, text+3, rsp)
+	f.wait(Stop{VCPU: 0, Trap: Debug, DR6: DR6BS})
+	f.same(code)
+	// A step that is called off leaves nothing.
+	f.place(0, text, rsp)
+	if err := f.g.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.g.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	f.resume(Step, Stay, Stay)
+	f.pause()
+	f.detach(code)
+}
+
+// A processor with a monitor trap flag steps by it.
+func TestMonitorStepByMonitorTrapFlag(t *testing.T) {
+	f := newMonitored(t, xentest.Config{Intel: true}, 2, nops)
+	f.resume(Step, Stay)
+	if f.tf(0) || !f.d.VCPU(0).SingleStep {
+		t.Errorf("TF %v, single step %v", f.tf(0), f.d.VCPU(0).SingleStep)
+	}
+	f.place(0, text+1, rsp)
+	if !f.d.Report(0, xen.VMEvent{Reason: xen.ReasonSingleStep}) {
+		t.Fatal("the step is not reported")
+	}
+	f.wait(Stop{VCPU: 0, Trap: Debug, DR6: DR6BS})
+	f.resume(Step, Stay)
+	f.pause()
+	f.detach(nops)
+}
+
+// A debug register of ours that hits is reported, the guest's own is not.
+func TestMonitorDebugRegisters(t *testing.T) {
+	f := newMonitored(t, xentest.Config{}, 1, nops)
+	if err := f.g.SetDebugRegs(0, [4]uint64{0, text + 8}, 0x404); err != nil {
+		t.Fatal(err)
+	}
+	f.resume(Run)
+	f.Do(func() { f.d.VCPU(0).Context.DebugRegs[6] = dr6Reserved | 2 })
+	f.debug(0, text+8, rsp)
+	f.wait(Stop{VCPU: 0, Trap: Debug, DR6: 2})
+	f.resume(Run)
+	f.Do(func() { f.d.VCPU(0).Context.DebugRegs[6] = dr6Reserved | 1 })
+	f.debug(0, text+9, rsp)
+	f.idle()
+	if len(f.d.VCPU(0).Injected) != 1 {
+		t.Error("the guest's own #DB is kept from it")
+	}
+	f.pause()
+	f.detach(nops)
+}
+
+// A domain that dies is let go.
+func TestMonitorDomainDies(t *testing.T) {
+	for name, die := range map[string]func(f *monitored){
+		"dying": func(f *monitored) { f.Do(func() { f.d.Dying = true }) },
+		"gone":  func(f *monitored) { f.d.Destroy() },
+	} {
+		f := newMonitored(t, xentest.Config{}, 2, nops)
+		f.plant(text + 4)
+		f.resume(Run, Run)
+		die(f)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		if err := f.e.Wait(ctx); !errors.Is(err, xen.ErrNoDomain) {
+			t.Errorf("%s: Wait gives %v, want ErrNoDomain", name, err)
+		}
+		if err := f.e.Close(); err != nil {
+			t.Errorf("%s: Close: %v", name, err)
+		}
+		if err := f.g.ReleaseFrames(); err != nil {
+			t.Error(err)
+		}
+		if n := f.Mapped(); n > 0 {
+			t.Errorf("%s: %d mappings keep the domain", name, n)
+		}
+		f.d.Destroy()
+	}
+}
+
+func TestMonitorUnavailable(t *testing.T) {
+	f := newMonitored(t, xentest.Config{}, 1, nops)
+	f.plant(text)
+	other, err := f.Host().OpenRing(3, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.e.Resume([]Motion{Run}); !errors.Is(err, xen.ErrRingInUse) || !errors.Is(err, ErrUnavailable) {
+		t.Errorf("another listens: %v, want ErrRingInUse", err)
+	}
+	f.detach(nops)
+	if err := other.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// unreportedInt3 makes a vCPU take an int3 as an emulated processor does that does
+// not look at what the hypervisor intercepts.
+func (f *monitored) unreportedInt3(n int, rip uint64) {
+	f.t.Helper()
+	for i, w := range []uint64{rip + 1, 0x10, 0x246, rsp, 0x18} {
+		if err := f.stack(rsp-40+8*uint64(i), w); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	f.place(n, int3Handler, rsp-40)
+	f.Do(func() { f.d.VCPU(n).Context.RFLAGS = 0x46 })
+}
+
+// An int3 that is not reported does not reach the guest's handler.
+func TestMonitorUnreported(t *testing.T) {
+	f := newMonitored(t, xentest.Config{}, 2, nops)
+	f.plant(text + 4)
+	f.resume(Run, Run)
+	if got := f.d.Frame(f.handlers)[0x10:0x12]; !bytes.Equal(got, jumpToItself) {
+		t.Fatalf("the handler of int3 is % x", got)
+	}
+	f.unreportedInt3(1, text+4)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if err := f.e.Wait(ctx); !errors.Is(err, ErrUnavailable) || !errors.Is(err, ErrUnreported) {
+		t.Errorf("Wait gives %v, want ErrUnreported", err)
+	}
+	f.pause()
+	if c := &f.d.VCPU(1).Context; c.RIP != text+4 || c.RSP != rsp || c.RFLAGS != 0x246 {
+		t.Errorf("vCPU is at %#x, rsp %#x, rflags %#x", c.RIP, c.RSP, c.RFLAGS)
+	}
+	f.resume(Run, Run)
+	f.pause()
+	f.plant(text + 5)
+	if err := f.e.Resume([]Motion{Run, Run}); !errors.Is(err, ErrUnreported) {
+		t.Errorf("Resume gives %v, want ErrUnreported", err)
+	}
+	f.detach(nops)
+}
+
+// Wherever a session dies, another process gives the guest back.
+func TestMonitorRecover(t *testing.T) {
+	code := append([]byte{0x0f, 0x01, 0xd9}, nops...)
+	states := map[string]func(f *monitored){
+		"planted": func(f *monitored) {},
+		"running": func(f *monitored) { f.resume(Run, Run) },
+		"stopped, not seen": func(f *monitored) {
+			f.resume(Run, Run)
+			f.int3(0, text+5, rsp)
+			f.int3(1, text+5, rsp)
+		},
+		"stopped": func(f *monitored) {
+			f.resume(Run, Run)
+			f.int3(0, text+5, rsp)
+			f.wait(Stop{VCPU: 0, Trap: Breakpoint})
+		},
+		"stepping": func(f *monitored) {
+			f.place(0, text+8, rsp)
+			f.again()
+			f.resume(Step, Stay)
+		},
+		"stepped, not seen": func(f *monitored) {
+			f.place(0, text+8, rsp)
+			f.again()
+			f.resume(Step, Stay)
+			f.debug(0, text+9, rsp)
+		},
+		"stepping by int3": func(f *monitored) { f.resume(Step, Stay) },
+		"int3 not reported": func(f *monitored) {
+			f.resume(Run, Run)
+			f.unreportedInt3(1, text+5)
+		},
+		"on a detour": func(f *monitored) {
+			f.resume(Step, Run)
+			f.int3(1, text+3, rsp-64)
+			f.idle()
+		},
+	}
+	for _, intel := range []bool{false, true} {
+		for name, reach := range states {
+			if intel && name != "stepping" && name != "running" {
+				continue
+			}
+			t.Run(name, func(t *testing.T) {
+				f := newMonitored(t, xentest.Config{Intel: intel}, 2, code)
+				f.plant(text + 5)
+				reach(f)
+				// The process dies: its mappings go with it, and nothing else.
+				f.ReleaseMappings()
+				ledger, err := guest.OpenLedger(f.mem)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := Recover(f.Host(), ledger, slog.New(slog.DiscardHandler)); err != nil {
+					t.Fatal(err)
+				}
+				if f.d.Pauses() != 0 {
+					t.Error("guest stays paused")
+				}
+				f.same(code)
+				if rip := f.d.VCPU(1).Context.RIP; rip == int3Handler {
+					t.Error("vCPU is in the handler of int3")
+				}
+			})
+		}
+	}
+}
+
+// again makes the guest's registers be read anew.
+func (f *monitored) again() {
+	f.t.Helper()
+	if err := errors.Join(f.g.Resume(), f.g.Pause()); err != nil {
+		f.t.Fatal(err)
+	}
+}

@@ -1,0 +1,658 @@
+// This file is the engine redirect: for PV guests on any build of Xen.
+//
+// A PV guest registers its trap handlers with the hypervisor, and setvcpucontext
+// can change them. Vectors 1 and 3 are pointed at a parking spot: two jumps to
+// themselves, in place of the first bytes of a handler that is never called. A
+// vCPU that traps spins there, with events masked, and what it came from stands
+// on its stack. It is sent back by the hypercall iret, made with a SYSCALL
+// instruction of the guest's own, which restores what setvcpucontext cannot: the
+// event mask and the mode. A single step is RFLAGS.TF in what iret restores.
+
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"gdbserver-xen/internal/guest"
+	"gdbserver-xen/x86"
+	"gdbserver-xen/xen"
+)
+
+// redirect is the Engine.
+type redirect struct {
+	g       *guest.Guest
+	log     *slog.Logger
+	host    *xen.Host
+	spots   []uint64 // where the parking spot could be
+	syscall uint64   // a SYSCALL instruction
+	spot    uint64   // the parking spot, 0 while there is none
+	armed   []bool   // vCPUs whose traps lead to it
+	resumed time.Time
+	steps   []step
+	cut     []step          // by vCPU: what Finish is to go on with
+	ctx     xen.VCPUContext // for polling
+
+	// What differs where this is a part of the engine gdbsx.
+	number uint32                                       // in the ledger
+	pass   func(n int, vector uint8, hideTF bool) error // gives the guest a trap of its own
+}
+
+// step is a step under way.
+type step struct {
+	on      bool
+	guestTF bool   // the guest has RFLAGS.TF set itself
+	dr6     uint64 // as before the step
+	from    uint64 // RIP
+	older   bool   // when it began, a trap of a step before was still to come
+	// cut says that it was called off in a handler of the guest's. RFLAGS.TF comes
+	// back with what was interrupted.
+	cut bool
+}
+
+// The polling of a running guest: often at first, when a stop is likely, and
+// less and less.
+const (
+	pollFirst = 50 * time.Microsecond
+	pollMost  = 2 * time.Millisecond
+	// briefly is how long frames stay mapped while the guest runs.
+	briefly = 50 * time.Millisecond
+)
+
+// newRedirect makes the engine for a guest. It changes nothing yet.
+func newRedirect(g *guest.Guest, log *slog.Logger) (*redirect, error) {
+	e := makeRedirect(g, log)
+	vcpus, err := g.VCPUs()
+	if err != nil {
+		return nil, err
+	}
+	if len(vcpus) == 0 {
+		return nil, fmt.Errorf("%w: no vCPU is up", ErrUnavailable)
+	}
+	if e.spots = e.findSpots(vcpus[0]); len(e.spots) == 0 {
+		return nil, fmt.Errorf("%w: the guest has registered no trap handlers yet, or there is no room near them", ErrUnavailable)
+	}
+	if e.syscall, err = e.findSyscall(vcpus); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+func makeRedirect(g *guest.Guest, log *slog.Logger) *redirect {
+	return &redirect{
+		g: g, log: log, host: g.Host(),
+		armed:  make([]bool, g.NumVCPUs()),
+		steps:  make([]step, g.NumVCPUs()),
+		cut:    make([]step, g.NumVCPUs()),
+		number: numberRedirect,
+		pass:   func(n int, _ uint8, hideTF bool) error { return g.PassTrap(n, hideTF) },
+	}
+}
+
+// adoptRedirect makes the engine for a guest in which another process had one.
+func adoptRedirect(g *guest.Guest, log *slog.Logger) *redirect {
+	e := makeRedirect(g, log)
+	e.spot, e.syscall = g.Ledger().Parking()
+	for n := range e.armed {
+		e.armed[n] = true
+	}
+	return e
+}
+
+func (e *redirect) Name() string { return "redirect" }
+
+// arm points the traps of all vCPUs that are up at the parking spot, which it
+// chooses first if there is none.
+// Preconditions: the guest is paused.
+func (e *redirect) arm() error {
+	if e.spot == 0 {
+		if err := e.park(); err != nil {
+			return err
+		}
+	}
+	for n := range e.armed {
+		if e.armed[n] && e.g.Held(n) {
+			continue // it cannot have registered others
+		}
+		err := e.g.RedirectTraps(n)
+		if errors.Is(err, xen.ErrVCPUOffline) || errors.Is(err, xen.ErrNoVCPU) {
+			e.armed[n] = false
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		e.armed[n] = true
+	}
+	return nil
+}
+
+// unusedVectors are exceptions that no processor raises in 64-bit mode: a
+// coprocessor segment overrun, and what is reserved (SDM vol. 3A, table 6-1).
+var unusedVectors = []uint8{9, 15, 22, 23, 24, 25, 26, 27}
+
+// park makes one of the places that will do the parking spot.
+func (e *redirect) park() error {
+	vcpus, err := e.g.VCPUs()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, spot := range e.spots {
+		e.g.Ledger().SetEngine(e.number)
+		// Noted before it is planted, so that Disarm leaves it to the end.
+		e.g.SetParking(spot, e.syscall)
+		if _, err = e.g.Plant(vcpus[0], spot, guest.ParkingBytes); err == nil {
+			e.spot = spot
+			e.log.Debug("parking", "spot", fmt.Sprintf("%#x", spot), "syscall", fmt.Sprintf("%#x", e.syscall))
+			return nil
+		}
+		errs = append(errs, err)
+		e.g.SetParking(0, 0)
+	}
+	return fmt.Errorf("%w: no place for a parking spot: %w", ErrUnavailable, errors.Join(errs...))
+}
+
+// findSpots gives addresses where the parking spot could be: handlers of unused
+// vectors that serve no other vector, then padding near the handler of int3.
+func (e *redirect) findSpots(n int) []uint64 {
+	var list []uint64
+	uses := map[uint64]int{}
+	for v := range 256 {
+		if t, err := e.g.Trap(n, uint8(v)); err == nil && t.Address != 0 {
+			uses[t.Address]++
+		}
+	}
+	for _, v := range unusedVectors {
+		if t, err := e.g.Trap(n, v); err == nil && t.Address != 0 && uses[t.Address] == 1 {
+			list = append(list, t.Address)
+		}
+	}
+	if t, err := e.g.Trap(n, 3); err == nil && t.Address != 0 {
+		page := t.Address &^ (xen.PageSize - 1)
+		for _, p := range []uint64{page, page + xen.PageSize, page - xen.PageSize} {
+			if at := e.padding(n, p); at != 0 {
+				list = append(list, at)
+			}
+		}
+	}
+	return list
+}
+
+// padding gives a place in a page of text where a compiler has put int3 between
+// functions, or 0.
+func (e *redirect) padding(n int, page uint64) uint64 {
+	const enough = 8
+	mem := make([]byte, xen.PageSize)
+	got, err := e.g.Read(n, page, mem)
+	if err != nil {
+		return 0
+	}
+	run := 0
+	for i, b := range mem[:got] {
+		if b != guest.Int3 {
+			run = 0
+			continue
+		}
+		if run++; run == enough {
+			return page + uint64(i) - 5
+		}
+	}
+	return 0
+}
+
+// searchPages is how far from a trap handler a SYSCALL instruction is looked
+// for, in pages: 16 MB, the text of a large kernel.
+const searchPages = 4096
+
+// findSyscall finds a SYSCALL instruction in the guest's kernel, which has some,
+// as it makes hypercalls with them. Where an idle vCPU stands is one right behind
+// it. Any two such bytes will do, since what follows is never executed.
+func (e *redirect) findSyscall(vcpus []int) (uint64, error) {
+	n := vcpus[0]
+	for _, v := range vcpus {
+		r, err := e.g.Registers(v)
+		if err == nil && int64(r.RIP) < 0 && e.isSyscall(v, r.RIP-2) {
+			return r.RIP - 2, nil
+		}
+	}
+	at, err := e.search(n, func(b []byte) bool { return b[0] == 0x0f && b[1] == 0x05 })
+	if err != nil {
+		return 0, fmt.Errorf("no SYSCALL instruction: %w", err)
+	}
+	return at, nil
+}
+
+// search looks for two bytes in the guest's kernel.
+func (e *redirect) search(n int, want func(b []byte) bool) (uint64, error) {
+	t, err := e.g.Trap(n, 3)
+	if err != nil {
+		return 0, err
+	}
+	home := t.Address &^ (xen.PageSize - 1)
+	const chunk = 64 * xen.PageSize
+	mem := make([]byte, chunk)
+	for distance := uint64(0); distance < searchPages*xen.PageSize; distance += chunk {
+		for _, at := range []uint64{home + distance, home - distance - chunk} {
+			got, _ := e.g.Read(n, at, mem)
+			for i := range max(got-1, 0) {
+				if want(mem[i : i+2]) {
+					return at + uint64(i), nil
+				}
+			}
+		}
+	}
+	return 0, fmt.Errorf("%w: not within 16 MB of the guest's breakpoint handler at %#x", ErrUnavailable, t.Address)
+}
+
+func (e *redirect) isSyscall(n int, addr uint64) bool {
+	var b [2]byte
+	got, err := e.g.Read(n, addr, b[:])
+	return err == nil && got == 2 && b == [2]byte{0x0f, 0x05}
+}
+
+// Resume implements Engine. A guest in which nothing can stop a vCPU is left
+// alone.
+func (e *redirect) Resume(motions []Motion) error {
+	if err := e.prepare(motions); err != nil {
+		return err
+	}
+	return e.start()
+}
+
+func (e *redirect) start() error {
+	e.resumed = time.Now()
+	return e.g.ResumeBriefly()
+}
+
+// prepare makes all vCPUs ready for their motions.
+func (e *redirect) prepare(motions []Motion) error {
+	if e.spot != 0 || e.g.Armed() || anyStep(motions) {
+		if err := e.arm(); err != nil {
+			return err
+		}
+	}
+	vcpus, err := e.g.VCPUs()
+	if err != nil {
+		return err
+	}
+	for _, n := range vcpus {
+		m := Stay
+		if n < len(motions) {
+			m = motions[n]
+		}
+		if err := e.set(n, m); err != nil {
+			return fmt.Errorf("resume vCPU %d: %w", n, err)
+		}
+	}
+	return nil
+}
+
+// set makes a vCPU ready for a motion.
+func (e *redirect) set(n int, m Motion) error {
+	switch {
+	case m == Stay:
+		return e.g.Hold(n)
+	case m == Run:
+		e.cut[n] = step{}
+	case m == Finish && e.cut[n].on:
+		e.steps[n], e.cut[n] = e.cut[n], step{}
+		e.g.SetStepping(n, true)
+	default:
+		if err := e.begin(n); err != nil {
+			return err
+		}
+	}
+	return e.g.Release(n)
+}
+
+// begin begins a step.
+func (e *redirect) begin(n int) error {
+	e.g.SetStepping(n, true)
+	return e.g.Alter(n, func(ctx *xen.VCPUContext) {
+		e.steps[n] = step{
+			on: true, guestTF: ctx.RFLAGS&x86.RFLAGSTF != 0, dr6: ctx.DebugRegs[6], from: ctx.RIP,
+			older: e.g.Ledger().Marked(n),
+		}
+		ctx.RFLAGS |= x86.RFLAGSTF
+		ctx.DebugRegs[6] &^= DR6BS | DR6Breaks
+	})
+}
+
+// Wait implements Engine.
+func (e *redirect) Wait(ctx context.Context) error {
+	interval := pollFirst
+	timer := time.NewTimer(interval)
+	defer timer.Stop()
+	for {
+		parked, err := e.poll()
+		if parked || err != nil {
+			return err
+		}
+		timer.Reset(interval)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timer.C:
+		}
+		interval = min(interval*5/4, pollMost)
+		if err := e.releaseFrames(); err != nil {
+			return err
+		}
+	}
+}
+
+// releaseFrames gives a guest that runs for longer its frames back.
+func (e *redirect) releaseFrames() error {
+	if time.Since(e.resumed) <= briefly {
+		return nil
+	}
+	return e.g.ReleaseFrames()
+}
+
+// poll looks whether a vCPU of a running guest is parked. It also finds those
+// that came up since.
+func (e *redirect) poll() (bool, error) {
+	if e.spot == 0 {
+		return false, nil
+	}
+	// What is saved or migrated is copied soon after it has shut down.
+	switch info, err := e.host.DomainInfo(e.g.ID()); {
+	case err != nil:
+		return false, err
+	case info.Shutdown:
+		return false, ErrShutDown
+	}
+	for n := range e.armed {
+		if e.armed[n] && e.g.Held(n) {
+			continue
+		}
+		info, err := e.host.VCPUInfo(e.g.ID(), n)
+		switch {
+		case errors.Is(err, xen.ErrNoVCPU):
+			continue
+		case err != nil:
+			return false, err
+		case !info.Online:
+			e.armed[n] = false
+			continue
+		case !e.armed[n]:
+			if err := e.welcome(n); err != nil {
+				return false, err
+			}
+		case info.Blocked:
+			continue // those that are parked spin
+		}
+		if err := e.host.VCPUContext(e.g.ID(), n, &e.ctx); err != nil {
+			if errors.Is(err, xen.ErrVCPUOffline) {
+				continue
+			}
+			return false, err
+		}
+		if e.atSpot(&e.ctx) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func (e *redirect) atSpot(ctx *xen.VCPUContext) bool {
+	return ctx.RIP == guest.SpotOf(e.spot, 1) || ctx.RIP == guest.SpotOf(e.spot, 3)
+}
+
+// welcome redirects the traps of a vCPU that came up while the guest ran.
+func (e *redirect) welcome(n int) error {
+	if err := e.g.Pause(); err != nil {
+		return err
+	}
+	err := e.g.RedirectTraps(n)
+	e.armed[n] = err == nil
+	if errors.Is(err, xen.ErrVCPUOffline) {
+		err = nil
+	}
+	e.log.Debug("vCPU came up", "vcpu", n, "redirected", e.armed[n])
+	return errors.Join(err, e.g.Resume())
+}
+
+// Pause implements Engine.
+func (e *redirect) Pause() ([]Stop, error) {
+	if err := e.g.Pause(); err != nil {
+		return nil, err
+	}
+	var stops []Stop
+	for n := range e.armed {
+		if !e.armed[n] || e.g.Held(n) && !e.g.Stepping(n) {
+			continue
+		}
+		stop, stopped, err := e.collect(n)
+		if err != nil {
+			return stops, err
+		}
+		if stopped {
+			stops = append(stops, stop)
+		}
+	}
+	return stops, nil
+}
+
+// collect finds out whether a vCPU has stopped, and makes it ready to go on as if
+// nothing had been there.
+// Preconditions: the guest is paused.
+func (e *redirect) collect(n int) (stop Stop, stopped bool, err error) {
+	vector, err := e.g.ParkedBy(n)
+	if errors.Is(err, xen.ErrVCPUOffline) {
+		return stop, false, nil
+	}
+	if err != nil {
+		return stop, false, err
+	}
+	switch vector {
+	case 3:
+		return e.collectInt3(n)
+	case 1:
+		return e.collectDebug(n)
+	}
+	if !e.g.Stepping(n) {
+		return stop, false, nil
+	}
+	return stop, false, e.endStep(n, func(*xen.VCPUContext) {})
+}
+
+func (e *redirect) collectInt3(n int) (stop Stop, stopped bool, err error) {
+	r, err := e.g.Registers(n)
+	if err != nil {
+		return stop, false, err
+	}
+	if e.g.PlantedAt(n, r.RIP-1) != nil {
+		err := e.endStep(n, func(ctx *xen.VCPUContext) { ctx.RIP-- })
+		return Stop{VCPU: n, Trap: Breakpoint}, err == nil, err
+	}
+	// The guest's own. A step has then come to the guest's handler, if it is not
+	// still in the handler of what has cut it short.
+	switch {
+	case !e.g.Stepping(n):
+		return stop, false, e.pass(n, 3, false)
+	case e.steps[n].cut && r.RFLAGS&x86.RFLAGSTF == 0:
+		e.cut[n] = e.steps[n]
+		e.forgetStep(n)
+		return stop, false, e.pass(n, 3, false)
+	}
+	err = e.pass(n, 3, !e.steps[n].guestTF)
+	e.forgetStep(n)
+	return Stop{VCPU: n, Trap: Debug, DR6: DR6BS}, err == nil, err
+}
+
+func (e *redirect) collectDebug(n int) (stop Stop, stopped bool, err error) {
+	r, err := e.g.Registers(n)
+	if err != nil {
+		return stop, false, err
+	}
+	own, dr7, err := e.g.OwnDebugRegs(n)
+	if err != nil {
+		return stop, false, err
+	}
+	cause := causeOf(&r, own, dr7)
+	single := r.DR6&DR6BS != 0
+	if single && e.g.Stepping(n) {
+		cause |= DR6BS
+	}
+	if cause == 0 {
+		of := e.stale(n)
+		if !single || of < 0 {
+			return stop, false, e.pass(n, 1, false)
+		}
+		if e.cut[of].on || e.steps[of].cut { // it has moved here
+			cause = DR6BS
+			e.forgetStep(of)
+			e.cut[of] = step{}
+		}
+	}
+	done := e.steps[n]
+	err = e.endStep(n, func(ctx *xen.VCPUContext) {
+		if done.on {
+			ctx.DebugRegs[6] = done.dr6
+		} else {
+			ctx.DebugRegs[6] &^= DR6BS | DR6Breaks
+		}
+	})
+	if err != nil {
+		return stop, false, err
+	}
+	if done.on && !done.guestTF {
+		e.fixPushedFlags(n, done.from, r.RIP, r.RSP)
+	}
+	return Stop{VCPU: n, Trap: Debug, DR6: cause}, cause != 0, nil
+}
+
+// causeOf gives those bits of DR6 that are about debug registers of ours: which
+// the guest has not set so itself.
+func causeOf(r *x86.Registers, own [4]uint64, ownDR7 uint64) uint64 {
+	now := [4]uint64{r.DR0, r.DR1, r.DR2, r.DR3}
+	var cause uint64
+	for i := range now {
+		enable := uint64(3) << (2 * i)
+		ours := r.DR7&enable != 0 && (ownDR7&enable == 0 || own[i] != now[i])
+		if ours && r.DR6&(1<<i) != 0 {
+			cause |= 1 << i
+		}
+	}
+	return cause
+}
+
+// endStep ends a step of a vCPU that has stopped, done or not, and changes what
+// else is to be changed. RFLAGS.TF goes if it is ours. The ledger learns of it
+// only when it is so.
+func (e *redirect) endStep(n int, change func(ctx *xen.VCPUContext)) error {
+	stepping, cut, stale := e.g.Stepping(n), false, -1
+	err := e.g.Alter(n, func(ctx *xen.VCPUContext) {
+		change(ctx)
+		tf := ctx.RFLAGS&x86.RFLAGSTF != 0
+		switch {
+		case stepping && !tf:
+			// It is in a handler of the guest's, and will come out of it with TF: that
+			// trap is not the guest's, and wanted only by Finish.
+			e.g.Ledger().Mark(n, true)
+			cut = true
+		case stepping:
+			if e.steps[n].cut && !e.steps[n].older {
+				stale = n
+			}
+			if !e.steps[n].guestTF {
+				ctx.RFLAGS &^= x86.RFLAGSTF
+			}
+		case tf && !stepping:
+			if stale = e.stale(n); stale >= 0 {
+				ctx.RFLAGS &^= x86.RFLAGSTF
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if cut {
+		e.cut[n] = e.steps[n]
+		e.cut[n].cut = true
+	}
+	if stepping {
+		e.forgetStep(n)
+	}
+	if stale >= 0 {
+		e.g.Ledger().Mark(stale, false)
+	}
+	return nil
+}
+
+func (e *redirect) forgetStep(n int) {
+	e.steps[n] = step{}
+	e.g.SetStepping(n, false)
+}
+
+// stale gives the vCPU of which a step was called off that a single-step trap of
+// vCPU n may be of, or -1. What was to be stepped may have moved to another vCPU.
+func (e *redirect) stale(n int) int {
+	if e.g.Ledger().Marked(n) {
+		return n
+	}
+	for m := range e.armed {
+		if e.g.Ledger().Marked(m) {
+			return m
+		}
+	}
+	return -1
+}
+
+// fixPushedFlags takes RFLAGS.TF out of what PUSHF has just pushed, while the
+// vCPU was stepped.
+func (e *redirect) fixPushedFlags(n int, from, rip, rsp uint64) {
+	var code [1]byte
+	if _, err := e.g.Read(n, from, code[:]); err != nil || code[0] != 0x9c || rip != from+1 {
+		return
+	}
+	var flags [8]byte
+	if got, err := e.g.Read(n, rsp, flags[:]); err != nil || got < 8 || flags[1]&1 == 0 {
+		return
+	}
+	flags[1] &^= 1
+	if err := e.g.Write(n, rsp, flags[:]); err != nil {
+		e.log.Warn("flags that were pushed in a step keep TF", "vcpu", n, "err", err)
+	}
+}
+
+// settleTime is how long a vCPU that is in the middle of a step gets to finish
+// it before the guest is given back.
+const settleTime = 2 * time.Second
+
+// Close implements Engine. The parking spot itself is guest.Detach's to take
+// back, with the trap tables: no vCPU can be there any more.
+func (e *redirect) Close() error {
+	if e.spot == 0 {
+		return nil
+	}
+	if _, err := e.Pause(); err != nil {
+		return err
+	}
+	err := settle(e, e.g, func() bool { return e.stale(0) >= 0 })
+	if err == nil {
+		e.spot = 0
+	}
+	return err
+}
+
+// settle takes back what stops a guest, and lets it run while a vCPU has a trap of
+// ours to come: it would otherwise come to the guest, which knows nothing of it.
+// Preconditions: the guest is paused.
+func settle(e Engine, g *guest.Guest, toCome func() bool) error {
+	err := g.Disarm()
+	for deadline := time.Now().Add(settleTime); err == nil && toCome() && time.Now().Before(deadline); {
+		if err = e.Resume(slices.Repeat([]Motion{Run}, g.NumVCPUs())); err != nil {
+			break
+		}
+		time.Sleep(pollMost)
+		_, err = e.Pause()
+	}
+	return err
+}

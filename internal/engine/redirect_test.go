@@ -1,0 +1,667 @@
+package engine
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"gdbserver-xen/internal/guest"
+	"gdbserver-xen/x86"
+	"gdbserver-xen/xen"
+	"gdbserver-xen/xen/xentest"
+)
+
+// The memory of a fixture's guest.
+const (
+	kernelText = 0xffffffff81000000 // one page
+	handlers   = 0xffffffff81200000 // one page of trap handlers, 16 bytes each
+	stacks     = 0xffffc90000000000 // one page for each vCPU, the one below is not mapped
+	userText   = 0x400000
+	stackGap   = 0x2000
+	callAt     = kernelText + 0x800 // a SYSCALL instruction
+	breakAt    = kernelText + 0x100
+)
+
+// fixture is a PV guest whose vCPUs this test runs, as the hypervisor would, as
+// far as traps go.
+type fixture struct {
+	*xentest.Hypervisor
+	t     *testing.T
+	d     *xentest.Domain
+	pages map[uint64][]byte // by virtual address
+	mask  []bool            // by vCPU: events are masked
+	fate  []string          // by vCPU: traps that reached the guest's own handlers
+}
+
+func newFixture(t *testing.T, vcpus int) *fixture {
+	x := xentest.New(t, xentest.Config{})
+	f := &fixture{
+		Hypervisor: x, t: t, pages: map[uint64][]byte{},
+		d:    x.AddDomain(xentest.DomainConfig{ID: 3, Kind: xen.PV, VCPUs: vcpus}),
+		mask: make([]bool, vcpus), fate: make([]string, vcpus),
+	}
+	pt := f.d.NewPageTables(x86.FourLevel)
+	text := make([]byte, xen.PageSize)
+	for i := range text {
+		text[i] = 0x90
+	}
+	copy(text[callAt-kernelText:], []byte{0x0f, 0x05})
+	f.pages[kernelText] = f.d.Frame(pt.MapPage(kernelText, text))
+	handlerPage := make([]byte, xen.PageSize)
+	for i := range handlerPage {
+		handlerPage[i] = byte(i)
+	}
+	f.pages[handlers] = f.d.Frame(pt.MapPage(handlers, handlerPage))
+	f.pages[userText] = f.d.Frame(pt.MapPage(userText, text))
+	for n := range vcpus {
+		f.pages[f.stack(n)] = f.d.Frame(pt.MapPage(f.stack(n), nil))
+	}
+	f.d.UsePageTables(pt)
+	for n := range vcpus {
+		c := &f.d.VCPU(n).Context
+		c.RIP, c.RSP, c.RFLAGS = kernelText+uint64(n), f.stack(n)+0xf80, 0x202
+		c.RAX, c.RCX, c.R11, c.R15 = 0xa0+uint64(n), 0xc0, 0x11, 0x15
+		c.KernelSP = f.stack(n) + 0xf00
+		c.DebugRegs[6] = 0xffff0ff0
+		for v := range 20 {
+			c.Traps[v] = xen.TrapInfo{Vector: uint8(v), Flags: 3, CS: 0xe033, Address: handlers + 16*uint64(v)}
+		}
+	}
+	return f
+}
+
+func (f *fixture) stack(n int) uint64 { return stacks + stackGap*uint64(n) }
+
+// bytes gives the guest's memory at an address, as it is.
+func (f *fixture) bytes(addr uint64, n int) []byte {
+	page, ok := f.pages[addr&^(xen.PageSize-1)]
+	if !ok {
+		f.t.Fatalf("the guest touches %#x", addr)
+	}
+	return page[addr%xen.PageSize:][:n]
+}
+
+func (f *fixture) word(addr uint64) uint64 { return binary.LittleEndian.Uint64(f.bytes(addr, 8)) }
+
+// trap delivers a trap as the hypervisor does (create_bounce_frame).
+func (f *fixture) trap(n int, vector uint8) {
+	c := &f.d.VCPU(n).Context
+	kernel := c.Flags&xen.VGCFInKernel != 0
+	rsp, cs := c.RSP&^15, uint64(c.CS)&^3
+	if !kernel {
+		rsp, cs = c.KernelSP, uint64(c.CS)
+	}
+	if f.mask[n] {
+		cs |= 1 << 32
+	}
+	flags := c.RFLAGS
+	if f.mask[n] {
+		flags &^= x86.RFLAGSIF
+	}
+	for i, w := range []uint64{c.RCX, c.R11, c.RIP, cs, flags, c.RSP, uint64(c.SS)} {
+		binary.LittleEndian.PutUint64(f.bytes(rsp-56+8*uint64(i), 8), w)
+	}
+	entry := c.Traps[vector]
+	c.RSP, c.RIP, c.CS, c.SS = rsp-56, entry.Address, 0xe033, 0xe02b
+	c.RFLAGS &^= x86.RFLAGSTF
+	c.Flags |= xen.VGCFInKernel
+	f.mask[n] = f.mask[n] || entry.Flags&4 != 0
+	if entry.Address == handlers+16*uint64(vector) {
+		f.fate[n] += fmt.Sprintf("#%d ", vector)
+	}
+}
+
+// run lets a vCPU do one thing: make a hypercall, or execute an instruction of
+// one byte.
+func (f *fixture) run(n int) {
+	f.Do(func() {
+		v := f.d.VCPU(n)
+		c := &v.Context
+		if !v.Online {
+			return
+		}
+		code := f.bytes(c.RIP, 2)
+		switch {
+		case code[0] == 0xeb && code[1] == 0xfe: // jumps to itself
+		case code[0] == 0x0f && code[1] == 0x05 && c.RAX == 23:
+			w := func(i uint64) uint64 { return f.word(c.RSP + 8*i) }
+			rax, r11, rcx, rip, cs, rflags, rsp, ss := w(0), w(1), w(2), w(4), w(5), w(6), w(7), w(8)
+			if w(3) != 0 {
+				f.t.Errorf("iret with flags %#x", w(3))
+			}
+			c.RAX, c.R11, c.RCX, c.RIP, c.CS, c.RSP, c.SS = rax, r11, rcx, rip, uint16(cs)|3, rsp, uint16(ss)
+			c.RFLAGS = rflags | x86.RFLAGSIF
+			f.mask[n] = rflags&x86.RFLAGSIF == 0
+			if cs&3 == 3 {
+				c.Flags &^= xen.VGCFInKernel
+			}
+		case code[0] == guest.Int3:
+			c.RIP++
+			f.trap(n, 3)
+		default:
+			c.RIP++
+			if c.RFLAGS&x86.RFLAGSTF != 0 {
+				c.DebugRegs[6] |= DR6BS
+				f.trap(n, 1)
+			}
+		}
+	})
+}
+
+// attach makes an engine for the guest, with a ledger of its own.
+func (f *fixture) attach(host *xen.Host, ledger *guest.Ledger) (*guest.Guest, Engine) {
+	f.t.Helper()
+	g, err := guest.Attach(host, 3, ledger)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	e, err := Choose(g, "", slog.New(slog.DiscardHandler))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return g, e
+}
+
+func (f *fixture) start() (*guest.Guest, Engine) {
+	g, e := f.attach(f.Host(), nil)
+	f.t.Cleanup(func() {
+		if err := errors.Join(e.Close(), g.Detach()); err != nil {
+			f.t.Error(err)
+		}
+	})
+	return g, e
+}
+
+func check[T any](t *testing.T, v T, err error) T {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// goOn lets vCPUs go on, each running steps, and gives the stops.
+func (f *fixture) goOn(e Engine, steps int, motions ...Motion) []Stop {
+	f.t.Helper()
+	if err := e.Resume(motions); err != nil {
+		f.t.Fatal(err)
+	}
+	for range steps {
+		for n := range f.mask {
+			f.run(n)
+		}
+	}
+	stops, err := e.Pause()
+	return check(f.t, stops, err)
+}
+
+func TestRedirectBreakpoint(t *testing.T) {
+	f := newFixture(t, 2)
+	before := f.d.VCPU(0).Context
+	g, e := f.start()
+	plant, err := g.Plant(0, kernelText+5, []byte{guest.Int3})
+	check(t, plant, err)
+	var b [1]byte
+	if _, err := g.Read(0, kernelText+5, b[:]); err != nil || b[0] != 0x90 {
+		t.Errorf("the planted byte reads as %#x, %v", b[0], err)
+	}
+	if err := e.Resume([]Motion{Run, Run}); err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		f.run(0)
+		f.run(1)
+	}
+	if err := e.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	stops, err := e.Pause()
+	want := []Stop{{VCPU: 0, Trap: Breakpoint}, {VCPU: 1, Trap: Breakpoint}}
+	if diff := cmp.Diff(want, check(t, stops, err)); diff != "" {
+		t.Fatalf("stops (-want +got):\n%s", diff)
+	}
+	r, err := g.Registers(0)
+	check(t, r, err)
+	if r.RIP != kernelText+5 || r.RSP != before.RSP || r.RAX != before.RAX || r.RCX != before.RCX || r.R11 != before.R11 ||
+		r.RFLAGS != 0x202 || r.CS != 0xe033 || r.SS != before.SS {
+		t.Errorf("got %+v", r)
+	}
+	if again, err := e.Pause(); err != nil || len(again) != 2 && len(again) != 0 {
+		t.Errorf("paused again: %v, %v", again, err)
+	}
+	// Sent back, it is where it was, with events on as they were.
+	if err := g.Unplant(plant); err != nil {
+		t.Fatal(err)
+	}
+	if stops := f.goOn(e, 1, Run, Stay); len(stops) != 0 {
+		t.Errorf("got stops %v", stops)
+	}
+	c := f.d.VCPU(0).Context
+	if c.RIP != kernelText+5 || c.RAX != before.RAX || c.RCX != before.RCX || c.R11 != before.R11 || c.RSP != before.RSP || f.mask[0] {
+		t.Errorf("went on with %+v, events masked %v", c, f.mask[0])
+	}
+	if f.d.VCPU(1).Online {
+		t.Error("vCPU 1 was not to run")
+	}
+}
+
+func TestRedirectStep(t *testing.T) {
+	f := newFixture(t, 2)
+	g, e := f.start()
+	for i := range uint64(5) {
+		stops := f.goOn(e, 3, Step, Stay)
+		if diff := cmp.Diff([]Stop{{VCPU: 0, Trap: Debug, DR6: DR6BS}}, stops); diff != "" {
+			t.Fatalf("stops (-want +got):\n%s", diff)
+		}
+		r, err := g.Registers(0)
+		if check(t, r, err); r.RIP != kernelText+1+i || r.RFLAGS&x86.RFLAGSTF != 0 || r.DR6 != 0xffff0ff0 {
+			t.Fatalf("step %d: rip %#x, rflags %#x, dr6 %#x", i, r.RIP, r.RFLAGS, r.DR6)
+		}
+	}
+	if f.d.VCPU(1).Context.RIP != kernelText+1 {
+		t.Error("vCPU 1 ran")
+	}
+	if stops := f.goOn(e, 4, Run, Run); len(stops) != 0 {
+		t.Errorf("got stops %v", stops)
+	}
+	if f.d.VCPU(1).Context.RIP != kernelText+5 || f.fate[0] != "" {
+		t.Errorf("vCPU 1 is at %#x, the guest got %q", f.d.VCPU(1).Context.RIP, f.fate[0])
+	}
+}
+
+// A step that an interrupt handler delays ends when that is done, unless it was
+// called off: then its trap is nobody's.
+func TestRedirectStepCalledOff(t *testing.T) {
+	f := newFixture(t, 1)
+	_, e := f.start()
+	if err := e.Resume([]Motion{Step}); err != nil {
+		t.Fatal(err)
+	}
+	// An interrupt: the handler runs without TF, which is on the stack.
+	f.d.VCPU(0).Context.RFLAGS &^= x86.RFLAGSTF
+	if stops, err := e.Pause(); err != nil || len(stops) != 0 {
+		t.Fatalf("got %v, %v", stops, err)
+	}
+	if err := e.Resume([]Motion{Run}); err != nil {
+		t.Fatal(err)
+	}
+	f.d.VCPU(0).Context.RFLAGS |= x86.RFLAGSTF
+	f.run(0)
+	f.run(0)
+	stops, err := e.Pause()
+	if check(t, stops, err); len(stops) != 0 || f.fate[0] != "" {
+		t.Errorf("got stops %v, the guest got %q", stops, f.fate[0])
+	}
+	if stops := f.goOn(e, 3, Run); len(stops) != 0 || f.d.VCPU(0).Context.RFLAGS&x86.RFLAGSTF != 0 {
+		t.Errorf("got stops %v, rflags %#x", stops, f.d.VCPU(0).Context.RFLAGS)
+	}
+}
+
+// A step that an interrupt cuts short goes on when the handler is done, where the
+// handler meets int3 of ours and of its own too; or on another vCPU.
+func TestRedirectFinish(t *testing.T) {
+	const elsewhere = kernelText + 0x400 // in the handler
+	nothing := func(*fixture, *guest.Guest) *guest.Plant { return nil }
+	for _, tt := range []struct {
+		name string
+		away func(f *fixture, g *guest.Guest) *guest.Plant
+		stop []Stop
+		back int
+	}{
+		{"alone", nothing, nil, 0},
+		{"breakpoint", func(f *fixture, g *guest.Guest) *guest.Plant {
+			p, err := g.Plant(0, elsewhere, []byte{guest.Int3})
+			return check(f.t, p, err)
+		}, []Stop{{VCPU: 0, Trap: Breakpoint}}, 0},
+		{"own int3", func(f *fixture, g *guest.Guest) *guest.Plant {
+			f.bytes(elsewhere, 1)[0] = guest.Int3
+			return nil
+		}, nil, 0},
+		{"moved", nothing, nil, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFixture(t, 2)
+			g, e := f.start()
+			plant := tt.away(f, g)
+			if err := e.Resume([]Motion{Step, Stay}); err != nil {
+				t.Fatal(err)
+			}
+			c := &f.d.VCPU(0).Context
+			was := *c
+			// An interrupt: the handler runs without TF, which is on the stack.
+			c.RFLAGS, c.RIP, c.RSP = was.RFLAGS&^x86.RFLAGSTF, elsewhere, was.RSP-0x100
+			pause := func(want ...Stop) {
+				t.Helper()
+				stops, err := e.Pause()
+				if check(t, stops, err); !cmp.Equal(want, stops) {
+					t.Fatalf("got stops %v, want %v", stops, want)
+				}
+			}
+			pause()
+			for range 2 {
+				if err := e.Resume([]Motion{Finish, Run}); err != nil {
+					t.Fatal(err)
+				}
+				for range 3 {
+					f.run(0)
+				}
+				if c.RFLAGS&x86.RFLAGSTF != 0 {
+					t.Error("TF is set in the handler")
+				}
+				pause(tt.stop...)
+				tt.stop = nil
+				if plant != nil {
+					if err := g.Unplant(plant); err != nil {
+						t.Fatal(err)
+					}
+					plant = nil
+				}
+			}
+			if own := tt.name == "own int3"; own != (c.RIP&^(xen.PageSize-1) == handlers) {
+				t.Errorf("the handler is at %#x", c.RIP)
+			}
+			if err := e.Resume([]Motion{Finish, Run}); err != nil {
+				t.Fatal(err)
+			}
+			b := &f.d.VCPU(tt.back).Context
+			b.RFLAGS, b.RIP, b.RSP = was.RFLAGS, was.RIP, f.stack(tt.back)+0xf80
+			f.run(tt.back)
+			pause(Stop{VCPU: tt.back, Trap: Debug, DR6: DR6BS})
+			r, err := g.Registers(tt.back)
+			if check(t, r, err); r.RIP != was.RIP+1 || r.RFLAGS&x86.RFLAGSTF != 0 || g.Ledger().Marked(0) || g.Stepping(0) {
+				t.Errorf("at %#x, rflags %#x, still to trap %v", r.RIP, r.RFLAGS, g.Ledger().Marked(0))
+			}
+			if fate := f.fate[0] + f.fate[1]; fate != "" {
+				t.Errorf("the guest got %q", fate)
+			}
+		})
+	}
+}
+
+// Traps of the guest's own reach its handlers, with the frame that these expect.
+func TestRedirectPassesTraps(t *testing.T) {
+	f := newFixture(t, 1)
+	_, e := f.start()
+	f.goOn(e, 0, Step) // so that traps are redirected
+	f.goOn(e, 3, Run)
+	rip := f.d.VCPU(0).Context.RIP
+	f.bytes(rip, 1)[0] = guest.Int3
+	if stops := f.goOn(e, 2, Run); len(stops) != 0 {
+		t.Errorf("got stops %v", stops)
+	}
+	c := f.d.VCPU(0).Context
+	if c.RIP != handlers+3*16 || f.word(c.RSP+16) != rip+1 || f.word(c.RSP+8) != c.R11 {
+		t.Errorf("after int3: at %#x, frame says %#x", c.RIP, f.word(c.RSP+16))
+	}
+	f.Do(func() { f.trap(0, 1) })
+	stops, err := e.Pause()
+	if check(t, stops, err); len(stops) != 0 || f.d.VCPU(0).Context.RIP != handlers+16 {
+		t.Errorf("after #DB: stops %v, at %#x", stops, f.d.VCPU(0).Context.RIP)
+	}
+}
+
+func TestRedirectUserMode(t *testing.T) {
+	f := newFixture(t, 1)
+	c := &f.d.VCPU(0).Context
+	c.Flags &^= xen.VGCFInKernel
+	c.RIP, c.CS, c.RSP, c.SS = userText, 0x33, userText+0x800, 0x2b
+	g, e := f.start()
+	plant, err := g.Plant(0, userText+2, []byte{guest.Int3})
+	check(t, plant, err)
+	if stops := f.goOn(e, 5, Run); len(stops) != 1 {
+		t.Fatalf("got stops %v", stops)
+	}
+	r, err := g.Registers(0)
+	if check(t, r, err); r.RIP != userText+2 || r.CS != 0x33 || r.SS != 0x2b || r.RSP != userText+0x800 {
+		t.Errorf("got rip %#x cs %#x rsp %#x", r.RIP, r.CS, r.RSP)
+	}
+	if s, err := g.State(0); err != nil || !s.UserMode {
+		t.Errorf("state %+v, %v", s, err)
+	}
+	if err := g.Lift(plant); err != nil {
+		t.Fatal(err)
+	}
+	if stops := f.goOn(e, 2, Step); len(stops) != 1 || stops[0].Trap != Debug {
+		t.Fatalf("got stops %v", stops)
+	}
+	if err := g.Replant(plant); err != nil {
+		t.Fatal(err)
+	}
+	f.goOn(e, 3, Run)
+	if c.RIP != userText+5 || c.Flags&xen.VGCFInKernel != 0 || c.CS != 0x33 {
+		t.Errorf("went on at %#x, cs %#x", c.RIP, c.CS)
+	}
+}
+
+// A guest that registers its handlers anew, and a vCPU that comes up, are noticed.
+func TestRedirectNewHandlers(t *testing.T) {
+	f := newFixture(t, 2)
+	f.d.VCPU(1).Online, f.d.VCPU(1).Uninitialised = false, true
+	g, e := f.attach(f.Host(), nil)
+	plant, err := g.Plant(0, breakAt, []byte{guest.Int3})
+	check(t, plant, err)
+	if err := e.Resume([]Motion{Run}); err != nil {
+		t.Fatal(err)
+	}
+	f.Do(func() {
+		f.d.VCPU(0).Context.Traps[3].Address = handlers + 0x800
+		f.d.VCPU(0).Context.Traps[1].Address = handlers + 0x810
+	})
+	if _, err := e.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	f.goOn(e, 1, Run)
+	if got := f.d.VCPU(0).Context.Traps[3].Address; got == handlers+0x800 {
+		t.Error("the new handlers are not redirected")
+	}
+	if err := e.Resume([]Motion{Run}); err != nil {
+		t.Fatal(err)
+	}
+	fresh := f.d.VCPU(1).Context.Traps
+	f.Do(func() { f.d.VCPU(1).Online, f.d.VCPU(1).Uninitialised = true, false })
+	ctx, cancel := context.WithCancel(t.Context())
+	waited := make(chan error, 1)
+	go func() { waited <- e.Wait(ctx) }()
+	for redirected := false; !redirected; time.Sleep(time.Millisecond) {
+		f.Do(func() { redirected = f.d.VCPU(1).Context.Traps[3].Address != fresh[3].Address })
+	}
+	cancel()
+	<-waited
+	if err := errors.Join(e.Close(), g.Detach()); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.d.VCPU(0).Context.Traps[3].Address; got != handlers+0x800 {
+		t.Errorf("the guest got handler %#x back", got)
+	}
+	if got := f.d.VCPU(1).Context.Traps; got != fresh {
+		t.Error("vCPU 1 did not get its handlers back")
+	}
+}
+
+// Where the handler of vector 9 cannot be used, padding is; where there is
+// nothing, that is said, and nothing changed.
+func TestRedirectParkingSpot(t *testing.T) {
+	f := newFixture(t, 1)
+	c := &f.d.VCPU(0).Context
+	for _, v := range unusedVectors {
+		c.Traps[v] = xen.TrapInfo{}
+	}
+	before := string(f.bytes(handlers, xen.PageSize))
+	g, err := guest.Attach(f.Host(), 3, nil)
+	check(t, g, err)
+	defer g.Detach()
+	if _, err := Choose(g, "", slog.New(slog.DiscardHandler)); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("without a place: %v", err)
+	}
+	if string(f.bytes(handlers, xen.PageSize)) != before {
+		t.Error("the guest's text was changed")
+	}
+	for i := range 12 {
+		f.bytes(handlers+0x300, 16)[i] = guest.Int3
+	}
+	e, err := Choose(g, "", slog.New(slog.DiscardHandler))
+	check(t, e, err)
+	plant, err := g.Plant(0, kernelText+3, []byte{guest.Int3})
+	check(t, plant, err)
+	if stops := f.goOn(e, 5, Run); len(stops) != 1 {
+		t.Errorf("got stops %v", stops)
+	}
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A stack that has no room below the trap's frame for a second one.
+func TestRedirectFullStack(t *testing.T) {
+	f := newFixture(t, 1)
+	c := &f.d.VCPU(0).Context
+	c.RSP = f.stack(0) + 80 // the frame starts 24 bytes above the page's start
+	g, e := f.start()
+	plant, err := g.Plant(0, kernelText+1, []byte{guest.Int3})
+	check(t, plant, err)
+	if stops := f.goOn(e, 3, Run); len(stops) != 1 {
+		t.Fatalf("got stops %v", stops)
+	}
+	if err := g.Unplant(plant); err != nil {
+		t.Fatal(err)
+	}
+	f.goOn(e, 2, Run)
+	if c.RIP != kernelText+2 || c.RSP != f.stack(0)+80 || c.R11 != 0x11 || c.RCX != 0xc0 {
+		t.Errorf("went on at %#x, rsp %#x, r11 %#x", c.RIP, c.RSP, c.R11)
+	}
+}
+
+// killer is a connection that ends the process at some call.
+type killer struct {
+	xen.Transport
+	left int
+	maps [][]byte
+}
+
+type killed struct{}
+
+func (k *killer) count() {
+	if k.left--; k.left < 0 {
+		panic(killed{})
+	}
+}
+
+func (k *killer) Hypercall(op uint64, args [5]uint64) (int64, error) {
+	k.count()
+	return k.Transport.Hypercall(op, args)
+}
+
+func (k *killer) Map(domain uint16, frames []uint64, errs []int32, write bool) ([]byte, error) {
+	k.count()
+	mem, err := k.Transport.Map(domain, frames, errs, write)
+	if err == nil {
+		k.maps = append(k.maps, mem)
+	}
+	return mem, err
+}
+
+func (k *killer) Unmap(mem []byte) error {
+	for i := range k.maps {
+		if &k.maps[i][0] == &mem[0] {
+			k.maps = append(k.maps[:i], k.maps[i+1:]...)
+			break
+		}
+	}
+	return k.Transport.Unmap(mem)
+}
+
+// Wherever the server is killed, what it leaves can be undone: bytes, traps and
+// vCPUs are as they were, and the vCPUs run on as if nothing had been.
+func TestRedirectKilledAnywhere(t *testing.T) {
+	for calls := 12; ; calls++ {
+		f := newFixture(t, 2)
+		c := &f.d.VCPU(1).Context
+		c.Flags &^= xen.VGCFInKernel
+		c.RIP, c.CS, c.RSP, c.SS = userText, 0x33, userText+0x800, 0x2b
+		traps := f.d.VCPU(0).Context.Traps
+		text, handlerPage := string(f.bytes(kernelText, xen.PageSize)), string(f.bytes(handlers, xen.PageSize))
+		user := string(f.bytes(userText, xen.PageSize))
+
+		mem := make([]byte, guest.LedgerSize)
+		ledger, err := guest.NewLedger(mem)
+		check(t, ledger, err)
+		k := &killer{Transport: f.Transport(), left: calls}
+		done := func() (done bool) {
+			defer func() {
+				if r := recover(); r != nil && r != (killed{}) {
+					panic(r)
+				}
+			}()
+			host, err := xen.NewHost(k)
+			g, e := f.attach(check(t, host, err), ledger)
+			a, err := g.Plant(0, kernelText+4, []byte{guest.Int3})
+			check(t, a, err)
+			b, err := g.Plant(1, userText+4, []byte{guest.Int3})
+			check(t, b, err)
+			if err := g.SetDebugRegs(0, [4]uint64{breakAt}, 0x401); err != nil {
+				t.Fatal(err)
+			}
+			f.goOn(e, 6, Run, Run)
+			if err := g.Lift(a); err != nil {
+				t.Fatal(err)
+			}
+			f.goOn(e, 2, Step, Stay)
+			if err := g.Replant(a); err != nil {
+				t.Fatal(err)
+			}
+			if err := g.Unplant(b); err != nil {
+				t.Fatal(err)
+			}
+			f.goOn(e, 1, Run, Step)
+			f.goOn(e, 3, Run, Run)
+			return errors.Join(e.Close(), g.Detach()) == nil
+		}()
+		if done {
+			if calls < 100 {
+				t.Errorf("all is done after %d calls", calls)
+			}
+			k.Transport.Close()
+			return
+		}
+		for _, m := range k.maps {
+			k.Transport.Unmap(m)
+		}
+		k.Transport.Close()
+
+		where := fmt.Sprintf("killed at call %d", calls)
+		if left, err := guest.OpenLedger(mem); err == nil {
+			if err := Recover(f.Host(), left, slog.New(slog.DiscardHandler)); err != nil {
+				t.Fatalf("%s: %v", where, err)
+			}
+		}
+		if string(f.bytes(kernelText, xen.PageSize)) != text || string(f.bytes(userText, xen.PageSize)) != user ||
+			string(f.bytes(handlers, xen.PageSize)) != handlerPage {
+			t.Fatalf("%s: bytes were left behind", where)
+		}
+		for n := range 2 {
+			v := f.d.VCPU(n)
+			if !v.Online || v.Context.Traps != traps || v.Context.DebugRegs[7]&0xff != 0 {
+				t.Fatalf("%s: vCPU %d: online %v, traps as before %v, dr7 %#x", where, n, v.Online, v.Context.Traps == traps, v.Context.DebugRegs[7])
+			}
+			for range 3 {
+				f.run(n)
+			}
+			c := &v.Context
+			base, rsp := uint64(kernelText), f.stack(n)+0xf80
+			if n == 1 {
+				base, rsp = userText, userText+0x800
+			}
+			if c.RIP < base || c.RIP > base+0x40 || c.RSP != rsp || c.RFLAGS&x86.RFLAGSTF != 0 || f.mask[n] || f.fate[n] != "" ||
+				c.RAX != 0xa0+uint64(n) || c.RCX != 0xc0 || c.R11 != 0x11 || c.R15 != 0x15 {
+				t.Fatalf("%s: vCPU %d runs on at %#x, rsp %#x, rflags %#x, rax %#x, events masked %v, the guest got %q",
+					where, n, c.RIP, c.RSP, c.RFLAGS, c.RAX, f.mask[n], f.fate[n])
+			}
+		}
+	}
+}
