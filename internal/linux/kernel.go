@@ -1,0 +1,163 @@
+// This file finds a kernel in memory.
+
+package linux
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+	"strings"
+)
+
+// What is missing in a guest. Everything that does not need it works all the same.
+var (
+	// ErrNotLinux says that no kernel was found.
+	ErrNotLinux = errors.New("no Linux kernel with kallsyms was found in the guest's memory")
+	// ErrNoORC says that a kernel has no tables to unwind stacks by.
+	ErrNoORC = errors.New("the guest's kernel has no ORC tables (CONFIG_UNWINDER_ORC)")
+)
+
+// Memory is a guest's memory by virtual address, as its kernel sees it.
+type Memory interface {
+	// Read reads up to the first byte that cannot be had, and gives an error only
+	// if that is the first one.
+	Read(addr uint64, p []byte) (int, error)
+}
+
+// A symbol is a name of the kernel's, as in /proc/kallsyms.
+type symbol struct {
+	addr uint64
+	kind byte // as nm prints it
+	name string
+}
+
+func (s *symbol) isText() bool { return strings.IndexByte("tTwW", s.kind) >= 0 }
+
+// A Kernel is a Linux kernel in a guest's memory.
+type Kernel struct {
+	// Banner is what the kernel says of itself, as in /proc/version.
+	Banner string
+
+	symbols []symbol // by address
+	text    []int    // those that are code
+	code    []extent // where code is
+	orc     *orc     // nil: none
+}
+
+// extent is from an address to before another.
+type extent struct{ first, end uint64 }
+
+// Where an x86-64 kernel can be (Linux, Documentation/arch/x86/x86_64/mm.rst).
+const (
+	imageFirst = 0xffffffff80000000
+	imageEnd   = 0xffffffffc0000000
+	imageAlign = 2 << 20
+	// imageMost is how much of an image is looked at.
+	imageMost = 96 << 20
+	// holeMost is more than there is between the parts of an image.
+	holeMost = 8 << 20
+	pageSize = 4096
+)
+
+// Find looks for a kernel around an address that is in its code, as a trap
+// handler's. It reads some 30 MB.
+func Find(mem Memory, inside uint64) (*Kernel, error) {
+	if inside < imageFirst || inside >= imageEnd {
+		return nil, fmt.Errorf("%w: %#x is not where a kernel is", ErrNotLinux, inside)
+	}
+	first := inside &^ (imageAlign - 1)
+	for first > imageFirst && inside-first < imageMost && readable(mem, first-pageSize) {
+		first -= imageAlign
+	}
+	symbols, err := findSymbols(mem, first)
+	if err != nil {
+		return nil, err
+	}
+	k := &Kernel{symbols: symbols}
+	for i := range k.symbols {
+		if k.symbols[i].isText() {
+			k.text = append(k.text, i)
+		}
+	}
+	for _, names := range [][2]string{{"_text", "_etext"}, {"_sinittext", "_einittext"}} {
+		first, ok1 := k.Lookup(names[0])
+		end, ok2 := k.Lookup(names[1])
+		if ok1 && ok2 {
+			k.code = append(k.code, extent{first, end})
+		}
+	}
+	if at, ok := k.Lookup("linux_banner"); ok {
+		b := make([]byte, 512)
+		n, _ := mem.Read(at, b)
+		line, _, _ := bytes.Cut(b[:n], []byte("\x00"))
+		k.Banner = printable(string(bytes.TrimSpace(line)))
+	}
+	if k.orc, err = k.findORC(mem); err != nil && !errors.Is(err, ErrNoORC) {
+		return nil, err
+	}
+	return k, nil
+}
+
+// printable makes text of a guest's fit for a terminal.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+func readable(mem Memory, addr uint64) bool {
+	var b [1]byte
+	n, err := mem.Read(addr, b[:])
+	return err == nil && n == 1
+}
+
+// Lookup gives the address of a name, the first of several.
+func (k *Kernel) Lookup(name string) (uint64, bool) {
+	i := slices.IndexFunc(k.symbols, func(s symbol) bool { return s.name == name })
+	if i < 0 {
+		return 0, false
+	}
+	return k.symbols[i].addr, true
+}
+
+// Function gives the function that an address is in, the first of those names if
+// it has several, and how far into it the address is.
+func (k *Kernel) Function(addr uint64) (name string, offset uint64, ok bool) {
+	if !k.isText(addr) {
+		return "", 0, false
+	}
+	i := sort.Search(len(k.text), func(i int) bool { return k.symbols[k.text[i]].addr > addr }) - 1
+	if i < 0 {
+		return "", 0, false
+	}
+	at := k.symbols[k.text[i]].addr
+	for i > 0 && k.symbols[k.text[i-1]].addr == at {
+		i--
+	}
+	return k.symbols[k.text[i]].name, addr - at, true
+}
+
+// isText tells whether an address is in the kernel's own code, not a module's.
+func (k *Kernel) isText(addr uint64) bool {
+	return slices.ContainsFunc(k.code, func(e extent) bool { return addr >= e.first && addr < e.end })
+}
+
+// readSparse reads memory, with zeros where there is none, and tells whether there
+// is any.
+func readSparse(mem Memory, addr uint64, p []byte) (found bool) {
+	for done := 0; done < len(p); {
+		n, err := mem.Read(addr+uint64(done), p[done:])
+		if err == nil && n > 0 {
+			done += n
+			found = true
+			continue
+		}
+		done += pageSize - int((addr+uint64(done))%pageSize)
+	}
+	return found
+}
