@@ -5,22 +5,41 @@ package debugger
 import (
 	"fmt"
 	"io"
+	"log/slog"
 	"text/tabwriter"
 
+	"gdbserver-xen/internal/engine"
 	"gdbserver-xen/internal/guest"
 )
 
 // Capabilities tells what a client can do with a guest: what the guest's own
-// capabilities are, and how it can be stopped.
+// capabilities are, and what the engine of its choice can do.
 // Preconditions: the guest is paused.
-func Capabilities(g *guest.Guest) []guest.Capability {
-	const notYet = "this version of gdbserver-xen cannot do it"
-	return append(g.Capabilities(),
-		guest.Capability{Name: "pause, continue", Can: true, Detail: "all vCPUs together"},
-		guest.Capability{Name: "breakpoints", Detail: notYet},
-		guest.Capability{Name: "watchpoints", Detail: notYet},
-		guest.Capability{Name: "single step", Detail: notYet},
-	)
+func Capabilities(g *guest.Guest, log *slog.Logger) []guest.Capability {
+	e, err := engine.Choose(g, "", log)
+	if err == nil {
+		err = e.Close()
+	}
+	return capabilities(g, e, err)
+}
+
+// capabilities tells what can be done with an engine, or without it for the
+// reason why.
+func capabilities(g *guest.Guest, e engine.Engine, why error) []guest.Capability {
+	cs := append(g.Capabilities(), guest.Capability{Name: "pause, continue", Can: true, Detail: "all vCPUs together"})
+	for _, c := range []guest.Capability{
+		{Name: "breakpoints", Detail: "int3 in the guest's memory, as many as needed"},
+		{Name: "watchpoints", Detail: fmt.Sprintf("%d debug registers, less those that the guest uses, for hardware breakpoints too", debugSlots)},
+		{Name: "single step", Detail: "one vCPU while the others stand still"},
+	} {
+		if c.Can = why == nil; c.Can {
+			c.Detail += ", by engine " + e.Name()
+		} else {
+			c.Detail = why.Error()
+		}
+		cs = append(cs, c)
+	}
+	return cs
 }
 
 // WriteCapabilities prints the capabilities as a table.

@@ -25,7 +25,17 @@ func init() {
 			return nil
 		}},
 		{"caps", "tell what can be done with this guest, and why not", func(t *Target, out func(string)) error {
-			return WriteCapabilities(writerFunc(out), Capabilities(t.guest))
+			return WriteCapabilities(writerFunc(out), capabilities(t.guest, t.engine, t.noEngine))
+		}},
+		{"bt", "print the stacks of all vCPUs, by what a Linux guest says of itself", func(t *Target, out func(string)) error {
+			if t.kernel == nil {
+				k, err := findKernel(t.guest)
+				if err != nil {
+					return err
+				}
+				t.kernel = k
+			}
+			return writeBacktraces(writerFunc(out), t.guest, t.kernel)
 		}},
 		{"stats", "count what the server has asked of the hypervisor", func(t *Target, out func(string)) error {
 			s := t.guest.Stats()

@@ -3,7 +3,6 @@
 package debugger
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,7 +10,9 @@ import (
 	"strings"
 	"time"
 
+	"gdbserver-xen/internal/engine"
 	"gdbserver-xen/internal/guest"
+	"gdbserver-xen/internal/linux"
 	"gdbserver-xen/rsp"
 	"gdbserver-xen/xen"
 )
@@ -23,30 +24,71 @@ const (
 	signalABRT = 6
 )
 
-// deathPoll is how often a running domain is asked whether it still lives.
-const deathPoll = 100 * time.Millisecond
-
 // A Target is a guest that a client debugs.
 type Target struct {
 	guest     *guest.Guest
+	engine    engine.Engine
+	noEngine  error // why it can only pause and continue; nil if it can do all
 	log       *slog.Logger
 	layout    layout
+	kernel    *linux.Kernel // of a Linux guest, once it was asked for
 	stop      rsp.StopReply
 	interrupt chan struct{} // holds one request to stop
+	print     func(string)  // on the client's console
+
+	breakpoints map[rsp.Place]*breakpoint
+	slots       [debugSlots]slot
+	pending     []hit     // hits that the client has not been told of
+	past        []place   // by vCPU: the breakpoint that it is to run over, if any
+	plan        []motion  // what each vCPU is to do
+	leg         leg       // what they do now
+	alone       time.Time // since when vCPUs have been held for a step; zero if none is
 }
 
 var (
-	_ rsp.Target  = &Target{}
-	_ rsp.Monitor = &Target{}
+	_ rsp.Target       = &Target{}
+	_ rsp.Monitor      = &Target{}
+	_ rsp.Stepper      = &Target{}
+	_ rsp.Breakpointer = &Target{}
+	_ rsp.Watcher      = &Target{}
+	_ rsp.Talker       = &Target{}
 )
 
-// New makes a Target of a guest that is attached to, and so paused. The Target
-// owns the guest from then on: Detach gives it back.
-func New(g *guest.Guest, log *slog.Logger) *Target {
-	t := &Target{guest: g, log: log.With("layer", "debugger"), layout: newLayout(g.Features()), interrupt: make(chan struct{}, 1)}
-	t.stop = t.stopped(signalTRAP)
-	return t
+// Config is how to debug a guest.
+type Config struct {
+	// Engine is what stops and steps the guest: a name that engine.Choose knows,
+	// or empty for the best that there is.
+	Engine string
+	Log    *slog.Logger
 }
+
+// New makes a Target of a guest that is attached to, and so paused. The Target
+// owns the guest from then on: Detach gives it back. An engine that was asked for
+// and cannot be had is an error.
+func New(g *guest.Guest, c Config) (*Target, error) {
+	t := &Target{
+		guest:       g,
+		log:         c.Log.With("layer", "debugger"),
+		layout:      newLayout(g.Features()),
+		interrupt:   make(chan struct{}, 1),
+		print:       func(string) {},
+		breakpoints: map[rsp.Place]*breakpoint{},
+		past:        make([]place, g.NumVCPUs()),
+		plan:        make([]motion, g.NumVCPUs()),
+	}
+	t.engine, t.noEngine = engine.Choose(g, c.Engine, t.log)
+	if t.noEngine != nil {
+		if c.Engine != "" {
+			return nil, t.noEngine
+		}
+		t.engine = engine.Plain(g, t.noEngine)
+	}
+	t.stop = t.stopped(signalTRAP)
+	return t, nil
+}
+
+// SetConsole says where text for the user goes.
+func (t *Target) SetConsole(print func(string)) { t.print = print }
 
 // Description gives the registers.
 func (t *Target) Description() *rsp.Description { return t.layout.description }
@@ -126,6 +168,9 @@ func (t *Target) WriteRegisters(id rsp.ThreadID, regs *rsp.Registers) error {
 	if name := t.layout.fromClient(regs, &r); name != "" {
 		return fmt.Errorf("vCPU %d: %s: %w: its value cannot be known", n, name, rsp.ErrNotSupported)
 	}
+	if old, err := t.guest.Registers(n); err == nil && old.RIP != r.RIP {
+		t.past[n] = place{}
+	}
 	return clientError(t.guest.SetRegisters(n, r))
 }
 
@@ -143,67 +188,6 @@ func (t *Target) WriteMemory(id rsp.ThreadID, addr uint64, p []byte) error {
 // Stop gives the last stop.
 func (t *Target) Stop() rsp.StopReply { return t.stop }
 
-// Resume lets the guest run, all of it: one vCPU alone cannot.
-func (t *Target) Resume(actions []rsp.Action) error {
-	vcpus, err := t.guest.VCPUs()
-	if err != nil {
-		return clientError(err)
-	}
-	for _, n := range vcpus {
-		id := t.thread(n)
-		i := slices.IndexFunc(actions, func(a rsp.Action) bool { return a.Thread.TID <= 0 || a.Thread.TID == id.TID })
-		switch {
-		case i < 0 || actions[i].Kind == rsp.Halt:
-			return fmt.Errorf("%w: vCPU %d cannot stand still while others run", rsp.ErrNotSupported, n)
-		case actions[i].Kind == rsp.Step:
-			return fmt.Errorf("%w: vCPU %d cannot be stepped", rsp.ErrNotSupported, n)
-		}
-	}
-	select {
-	case <-t.interrupt: // one that came after the last stop
-	default:
-	}
-	return clientError(t.guest.Resume())
-}
-
-// Wait blocks until the client interrupts the guest, or the guest ends or
-// crashes.
-func (t *Target) Wait(ctx context.Context) (rsp.StopReply, error) {
-	poll := time.NewTicker(deathPoll)
-	defer poll.Stop()
-	for {
-		signal := 0
-		select {
-		case <-ctx.Done():
-			return rsp.StopReply{}, ctx.Err()
-		case <-t.interrupt:
-			signal = signalINT
-		case <-poll.C:
-			info, err := t.guest.Info()
-			switch {
-			case errors.Is(err, xen.ErrNoDomain), err == nil && info.Dying:
-				return t.ended(), nil
-			case err != nil:
-				t.log.Warn("domain cannot be asked for its state", "err", err)
-			case info.Shutdown && (info.ShutdownReason == xen.ShutdownCrash || info.ShutdownReason == xen.ShutdownWatchdog):
-				t.log.Info("domain has crashed", "reason", info.ShutdownReason)
-				signal = signalABRT
-			}
-		}
-		if signal == 0 {
-			continue
-		}
-		switch err := t.guest.Pause(); {
-		case errors.Is(err, xen.ErrNoDomain):
-			return t.ended(), nil
-		case err != nil:
-			return rsp.StopReply{}, err
-		}
-		t.stop = t.stopped(signal)
-		return t.stop, nil
-	}
-}
-
 // Interrupt makes Wait pause the guest.
 func (t *Target) Interrupt() error {
 	select {
@@ -214,7 +198,13 @@ func (t *Target) Interrupt() error {
 }
 
 // Detach gives the guest back as it was found.
-func (t *Target) Detach() error { return t.guest.Detach() }
+func (t *Target) Detach() error {
+	err := t.engine.Close()
+	if errors.Is(err, xen.ErrNoDomain) {
+		err = nil
+	}
+	return errors.Join(err, t.guest.Detach())
+}
 
 // stopped gives the stop reply for a guest that was just paused. It names the
 // first vCPU that had something to do, for it is more telling than an idle one.
@@ -257,6 +247,7 @@ var sentinels = []struct{ from, to error }{
 	{guest.ErrUnmapped, rsp.ErrUnmapped},
 	{guest.ErrNotPaused, rsp.ErrRunning},
 	{guest.ErrReadOnly, rsp.ErrNotSupported},
+	{engine.ErrUnavailable, rsp.ErrNotSupported},
 	{xen.ErrQuirk, rsp.ErrNotSupported},
 	{xen.ErrNoVCPU, rsp.ErrNoThread},
 	{xen.ErrVCPUOffline, rsp.ErrNoThread},

@@ -1,0 +1,345 @@
+package debugger
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"gdbserver-xen/internal/engine"
+	"gdbserver-xen/internal/guest"
+	"gdbserver-xen/rsp"
+	"gdbserver-xen/rsp/agent"
+	"gdbserver-xen/x86"
+	"gdbserver-xen/xen"
+	"gdbserver-xen/xen/xentest"
+)
+
+// scriptedLeg is what a scripted engine is asked to do, and what comes of it.
+type scriptedLeg struct {
+	motions []engine.Motion
+	stops   []engine.Stop
+	rip     map[int]uint64 // of vCPUs after it
+	silent  bool           // Wait does not return by itself
+	late    bool           // Wait returns nil, but only when it is interrupted
+}
+
+// scripted is an engine that does what it is told, and nothing else.
+type scripted struct {
+	t    *testing.T
+	g    *guest.Guest
+	legs []scriptedLeg
+	now  *scriptedLeg
+}
+
+func (e *scripted) Name() string { return "scripted" }
+
+func (e *scripted) Resume(motions []engine.Motion) error {
+	if len(e.legs) == 0 {
+		e.t.Fatalf("there is no leg for %v", motions)
+	}
+	e.now, e.legs = &e.legs[0], e.legs[1:]
+	if diff := cmp.Diff(e.now.motions, motions); diff != "" {
+		e.t.Errorf("motions (-want +got):\n%s", diff)
+	}
+	return e.g.Resume()
+}
+
+func (e *scripted) Wait(ctx context.Context) error {
+	if e.now.silent || e.now.late {
+		<-ctx.Done()
+	}
+	if e.now.silent {
+		return ctx.Err()
+	}
+	return nil
+}
+
+func (e *scripted) Pause() ([]engine.Stop, error) {
+	if err := e.g.Pause(); err != nil {
+		return nil, err
+	}
+	for n, rip := range e.now.rip {
+		if err := e.g.Alter(n, func(ctx *xen.VCPUContext) { ctx.RIP = rip }); err != nil {
+			return nil, err
+		}
+	}
+	stops := e.now.stops
+	e.now = &scriptedLeg{}
+	return stops, nil
+}
+
+func (e *scripted) Close() error { return e.g.Pause() }
+
+const (
+	run  = engine.Run
+	step = engine.Step
+	stay = engine.Stay
+
+	finish = engine.Finish
+	spot   = text + 5
+)
+
+var (
+	hit0     = engine.Stop{VCPU: 0, Trap: engine.Breakpoint}
+	hit1     = engine.Stop{VCPU: 1, Trap: engine.Breakpoint}
+	stepped0 = engine.Stop{VCPU: 0, Trap: engine.Debug, DR6: engine.DR6BS}
+	stepped1 = engine.Stop{VCPU: 1, Trap: engine.Debug, DR6: engine.DR6BS}
+)
+
+// newScripted makes a target of two vCPUs with a scripted engine.
+func newScripted(t *testing.T, set func(d *xentest.Domain), legs ...scriptedLeg) (*Target, *xentest.Domain) {
+	t.Helper()
+	target, d, _ := newTarget(t, xentest.Config{}, xen.PV, 2, set)
+	e := &scripted{t: t, g: target.guest, legs: legs}
+	target.engine, target.noEngine = e, nil
+	t.Cleanup(func() {
+		if len(e.legs) > 0 {
+			t.Errorf("%d legs were not needed", len(e.legs))
+		}
+	})
+	return target, d
+}
+
+func insert(t *testing.T, target *Target, b rsp.Breakpoint) {
+	t.Helper()
+	b.Thread = thread(1)
+	if err := target.InsertBreakpoint(b); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// stopAfter resumes and gives the stop.
+func stopAfter(t *testing.T, target *Target, actions []rsp.Action) rsp.StopReply {
+	t.Helper()
+	if err := target.Resume(actions); err != nil {
+		t.Fatal(err)
+	}
+	return wait(t, target)
+}
+
+func wantStop(t *testing.T, got rsp.StopReply, n int, cause rsp.BreakpointKind) {
+	t.Helper()
+	if got.Signal != signalTRAP || got.Thread != thread(n) || got.Cause != cause {
+		t.Fatalf("got stop %+v, want thread %d, cause %v", got, n, cause)
+	}
+}
+
+var (
+	breakpointAtSpot = rsp.Breakpoint{Kind: rsp.SoftwareBreakpoint, Addr: spot, Size: 1}
+	stepThread1      = []rsp.Action{{Kind: rsp.Step, Thread: thread(1)}, all[0]}
+)
+
+// vCPUs that hit at once are told one after the other, without running in between,
+// and each gets off the breakpoint by a step of its own before all run again.
+func TestHitsAtOnce(t *testing.T) {
+	target, d := newScripted(t, nil,
+		scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{hit0, hit1}, rip: map[int]uint64{0: spot, 1: spot}},
+		scriptedLeg{motions: []engine.Motion{step, stay}, stops: []engine.Stop{stepped0}, rip: map[int]uint64{0: spot + 1}},
+		scriptedLeg{motions: []engine.Motion{stay, step}, stops: []engine.Stop{stepped1}, rip: map[int]uint64{1: spot + 1}},
+		scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{hit1}, rip: map[int]uint64{1: spot}},
+	)
+	insert(t, target, breakpointAtSpot)
+	if d.Pauses() != 1 {
+		t.Fatalf("pause count %d", d.Pauses())
+	}
+	wantStop(t, stopAfter(t, target, all), 1, rsp.SoftwareBreakpoint)
+	wantStop(t, stopAfter(t, target, all), 2, rsp.SoftwareBreakpoint)
+	wantStop(t, stopAfter(t, target, all), 2, rsp.SoftwareBreakpoint)
+}
+
+// A hit that was not told yet is none any more when its breakpoint is gone.
+func TestHitOfRemovedBreakpoint(t *testing.T) {
+	target, _ := newScripted(t, nil,
+		scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{hit0, hit1}, rip: map[int]uint64{0: spot, 1: spot}},
+		scriptedLeg{motions: []engine.Motion{run, run}, silent: true},
+	)
+	insert(t, target, breakpointAtSpot)
+	wantStop(t, stopAfter(t, target, all), 1, rsp.SoftwareBreakpoint)
+	if err := target.RemoveBreakpoint(breakpointAtSpot); err != nil {
+		t.Fatal(err)
+	}
+	if err := target.Resume(all); err != nil {
+		t.Fatal(err)
+	}
+	if err := target.Interrupt(); err != nil {
+		t.Fatal(err)
+	}
+	if stop := wait(t, target); stop.Signal != signalINT {
+		t.Errorf("got stop %+v", stop)
+	}
+}
+
+// A false condition begins the next leg, and is told to nobody. Commands print.
+func TestConditions(t *testing.T) {
+	raxIsOne, err := agent.Parse([]byte{0x26, 0, 0, 0x22, 1, 0x13, 0x27}) // reg 0; const8 1; equal; end
+	if err != nil {
+		t.Fatal(err)
+	}
+	target, _ := newScripted(t,
+		func(d *xentest.Domain) { d.VCPU(0).Context.RAX, d.VCPU(1).Context.RAX = 0, 1 },
+		scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{hit0}, rip: map[int]uint64{0: spot}},
+		scriptedLeg{motions: []engine.Motion{step, stay}, stops: []engine.Stop{stepped0}, rip: map[int]uint64{0: spot + 1}},
+		scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{hit1}, rip: map[int]uint64{1: spot}},
+	)
+	b := breakpointAtSpot
+	b.Conditions = []agent.Expr{raxIsOne}
+	insert(t, target, b)
+	wantStop(t, stopAfter(t, target, all), 2, rsp.SoftwareBreakpoint)
+}
+
+// Under a step, others are held whatever the client says of them. One that lands
+// on a breakpoint is a step.
+func TestStepOntoBreakpoint(t *testing.T) {
+	target, _ := newScripted(t, nil,
+		scriptedLeg{motions: []engine.Motion{step, stay}, stops: []engine.Stop{stepped0}, rip: map[int]uint64{0: spot}},
+	)
+	insert(t, target, breakpointAtSpot)
+	wantStop(t, stopAfter(t, target, stepThread1), 1, rsp.NoBreakpoint)
+}
+
+// A range is stepped through without a word.
+func TestRangeStep(t *testing.T) {
+	leg := func(rip uint64) scriptedLeg {
+		return scriptedLeg{motions: []engine.Motion{step, stay}, stops: []engine.Stop{stepped0}, rip: map[int]uint64{0: rip}}
+	}
+	target, _ := newScripted(t, nil, leg(text+1), leg(text+3), leg(text+9))
+	stop := stopAfter(t, target, []rsp.Action{{Kind: rsp.StepRange, Thread: thread(1), Start: text, End: text + 9}})
+	wantStop(t, stop, 1, rsp.NoBreakpoint)
+}
+
+// A step that does not get done alone lets others run, and says so if the client
+// had not asked for it.
+func TestStepNeedsOthers(t *testing.T) {
+	target, _ := newScripted(t, nil,
+		scriptedLeg{motions: []engine.Motion{step, stay}, silent: true},
+		scriptedLeg{motions: []engine.Motion{finish, run}, stops: []engine.Stop{stepped0}, rip: map[int]uint64{0: text + 1}},
+	)
+	var said strings.Builder
+	target.SetConsole(func(text string) { said.WriteString(text) })
+	if err := target.guest.Hold(1); err != nil {
+		t.Fatal(err)
+	}
+	wantStop(t, stopAfter(t, target, []rsp.Action{{Kind: rsp.Step, Thread: thread(1)}}), 1, rsp.NoBreakpoint)
+	if !strings.Contains(said.String(), "vCPU 0 could not finish its step alone") {
+		t.Errorf("said %q", said.String())
+	}
+}
+
+// A step that an interrupt cuts short goes on when its handler is done, also where
+// the handler has a breakpoint with a false condition. What was interrupted may
+// move to another vCPU.
+func TestStepCutShort(t *testing.T) {
+	handler := scriptedLeg{motions: []engine.Motion{step, stay}, stops: []engine.Stop{hit0}, rip: map[int]uint64{0: spot}}
+	off := scriptedLeg{motions: []engine.Motion{step, stay}, stops: []engine.Stop{stepped0}, rip: map[int]uint64{0: spot + 1}}
+	last := scriptedLeg{motions: []engine.Motion{finish, stay}, stops: []engine.Stop{stepped0}, rip: map[int]uint64{0: text + 1}}
+	target, _ := newScripted(t, nil, handler, off, last)
+	insert(t, target, never(t))
+	wantStop(t, stopAfter(t, target, stepThread1), 1, rsp.NoBreakpoint)
+	if r, err := target.guest.Registers(0); err != nil || r.RIP != text+1 {
+		t.Errorf("the step ends at %#x, %v", r.RIP, err)
+	}
+
+	for _, tt := range []struct {
+		actions []rsp.Action
+		told    int
+	}{
+		{stepThread1, 2},
+		{[]rsp.Action{{Kind: rsp.Step, Thread: thread(1)}}, 1},
+	} {
+		target, _ := newScripted(t, nil,
+			scriptedLeg{motions: []engine.Motion{step, stay}, silent: true},
+			scriptedLeg{motions: []engine.Motion{finish, run}, stops: []engine.Stop{stepped1}},
+		)
+		wantStop(t, stopAfter(t, target, tt.actions), tt.told, rsp.NoBreakpoint)
+	}
+}
+
+// never is a breakpoint whose condition is false.
+func never(t *testing.T) rsp.Breakpoint {
+	t.Helper()
+	expr, err := agent.Parse([]byte{0x22, 0, 0x27}) // const8 0; end
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := breakpointAtSpot
+	b.Conditions = []agent.Expr{expr}
+	return b
+}
+
+// An interrupt that comes with a hit that is for nobody is not lost.
+func TestInterruptAmongHits(t *testing.T) {
+	target, _ := newScripted(t, nil,
+		scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{hit0}, rip: map[int]uint64{0: spot}, late: true})
+	insert(t, target, never(t))
+	if err := target.Resume(all); err != nil {
+		t.Fatal(err)
+	}
+	if err := target.Interrupt(); err != nil {
+		t.Fatal(err)
+	}
+	if stop := wait(t, target); stop.Signal != signalINT {
+		t.Errorf("got stop %+v", stop)
+	}
+}
+
+// Watchpoints take the debug registers that the guest leaves free, in aligned
+// pieces.
+func TestDebugRegisters(t *testing.T) {
+	target, d := newScripted(t,
+		func(d *xentest.Domain) { // has a breakpoint of its own
+			d.VCPU(0).Context.DebugRegs[1], d.VCPU(0).Context.DebugRegs[7] = text, 1<<2
+		},
+		scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{{VCPU: 1, Trap: engine.Debug, DR6: 1 << 2}}},
+	)
+	insert(t, target, rsp.Breakpoint{Kind: rsp.Watch, Addr: 0x1004, Size: 12})
+	c := &d.VCPU(1).Context
+	if c.DebugRegs[0] != 0x1004 || c.DebugRegs[2] != 0x1008 || c.DebugRegs[7]&0xff != 1|1<<4 {
+		t.Errorf("debug registers %#x", c.DebugRegs)
+	}
+	err := target.InsertBreakpoint(rsp.Breakpoint{Kind: rsp.HardwareBreakpoint, Thread: thread(1), Addr: text, Size: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = target.InsertBreakpoint(rsp.Breakpoint{Kind: rsp.HardwareBreakpoint, Thread: thread(1), Addr: text + 1, Size: 1})
+	if !errors.Is(err, rsp.ErrNotSupported) || !strings.Contains(err.Error(), "4 of them are in use") {
+		t.Errorf("a fifth: %v", err)
+	}
+	stop := stopAfter(t, target, all)
+	wantStop(t, stop, 2, rsp.Watch)
+	if stop.WatchAddr != 0x1008 {
+		t.Errorf("watch address %#x", stop.WatchAddr)
+	}
+	if err := target.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	if d.VCPU(0).Context.DebugRegs[7] != 1<<2 || d.VCPU(1).Context.DebugRegs[7] != 0 {
+		t.Errorf("after detach dr7 is %#x and %#x", d.VCPU(0).Context.DebugRegs[7], d.VCPU(1).Context.DebugRegs[7])
+	}
+}
+
+// A planted byte that the guest overwrites is the guest's, and that is said.
+func TestRewrittenBreakpoint(t *testing.T) {
+	var frame uint64
+	target, d := newScripted(t, func(d *xentest.Domain) {
+		pt := d.NewPageTables(x86.FourLevel)
+		frame = pt.MapPage(text, []byte("kernel text"))
+		d.UsePageTables(pt)
+	})
+	insert(t, target, breakpointAtSpot)
+	var said strings.Builder
+	target.SetConsole(func(text string) { said.WriteString(text) })
+	page := d.Frame(frame)
+	if page[5] != guest.Int3 {
+		t.Fatalf("there is no int3, but % x", page[:8])
+	}
+	page[5] = 0x42
+	if err := target.RemoveBreakpoint(breakpointAtSpot); err != nil {
+		t.Fatal(err)
+	}
+	if page[5] != 0x42 || !strings.Contains(said.String(), "overwritten by the guest itself") {
+		t.Errorf("the guest has %#x, said %q", page[5], said.String())
+	}
+}
