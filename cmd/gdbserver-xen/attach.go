@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"gdbserver-xen/internal/debugger"
+	"gdbserver-xen/internal/engine"
 	"gdbserver-xen/internal/guest"
 	"gdbserver-xen/rsp"
 	"gdbserver-xen/xen"
@@ -27,12 +28,14 @@ const defaultListen = "localhost:1234"
 
 type attachOptions struct {
 	listen string
+	engine string
 	once   bool
 	log    string
 }
 
 func (o *attachOptions) register(flags *pflag.FlagSet) {
 	flags.BoolVar(&o.once, "once", false, "exit when the first debugger goes away, detached or not")
+	flags.StringVar(&o.engine, "engine", "", "stop and step vCPUs by `ENGINE`: "+strings.Join(engine.Names(), ", ")+" (default: the best that the domain has)")
 	flags.StringVar(&o.log, "log", "", "log what `LAYERS` do: debugger, rsp or all, with commas between")
 }
 
@@ -55,7 +58,8 @@ another machine, leave COMM on loopback and use ssh:
 
 The domain is unpaused when the debugger detaches or goes away, and on SIGINT,
 SIGTERM and SIGHUP; if it was paused before, it stays paused. After a detach the
-server exits; after a lost connection it waits for another.`,
+server exits; after a lost connection it waits for another. If the server is
+killed, a process of its own, xen-guardian, gives the domain back.`,
 		Example: `  gdbserver-xen attach mydomain
   gdbserver-xen attach --listen :0 3
   gdbserver-xen attach --listen unix:/run/mydomain.gdb mydomain`,
@@ -100,27 +104,41 @@ func attach(ctx context.Context, cmd *cobra.Command, domain string, opts attachO
 	if err != nil {
 		return err
 	}
-	s := &server{host: host, id: id, domain: domain, opts: opts, logs: logs, out: cmd.ErrOrStderr(), clients: clients(ctx, l)}
-	g, err := guest.Attach(host, id)
+	held, err := hold(ctx, host, id, logs.layer("engine"), cmd.ErrOrStderr())
 	if err != nil {
-		if errors.Is(err, xen.ErrNoDomain) {
-			return fmt.Errorf("no such domain as %d: `gdbserver-xen list` shows those there are", id)
-		}
 		return err
 	}
-	s.announce(g, l)
-	return s.serve(ctx, g)
+	s := &server{
+		host: host, id: id, ledger: held.ledger, domain: domain, opts: opts, logs: logs,
+		out: cmd.ErrOrStderr(), clients: clients(ctx, l),
+	}
+	// What could not be given back is left to the guardian.
+	return errors.Join(s.debug(ctx, l), held.Close())
 }
 
 // A server serves one domain.
 type server struct {
 	host    *xen.Host
 	id      xen.DomID
+	ledger  *guest.Ledger
 	domain  string // as the user calls it
 	opts    attachOptions
 	logs    logs
 	out     io.Writer
 	clients <-chan connection
+}
+
+// debug attaches to the domain and serves it.
+func (s *server) debug(ctx context.Context, l listener) error {
+	g, err := guest.Attach(s.host, s.id, s.ledger)
+	if err != nil {
+		if errors.Is(err, xen.ErrNoDomain) {
+			return fmt.Errorf("no such domain as %d: `gdbserver-xen list` shows those there are", s.id)
+		}
+		return err
+	}
+	s.announce(g, l)
+	return s.serve(ctx, g)
 }
 
 // clients gives the connections that come in, until none can come any more.
@@ -203,14 +221,18 @@ func (s *server) serve(ctx context.Context, g *guest.Guest) error {
 		}
 		if g == nil {
 			var err error
-			if g, err = guest.Attach(s.host, s.id); err != nil {
+			if g, err = guest.Attach(s.host, s.id, s.ledger); err != nil {
 				conn.Close()
 				return err
 			}
 		}
 		say(s.out, "%s connected", conn.peer)
-		target := debugger.New(g, s.logs.layer("debugger"))
-		err := s.session(ctx, conn, target)
+		target, err := debugger.New(g, debugger.Config{Log: s.logs.layer("debugger"), Engine: s.opts.engine})
+		if err != nil {
+			conn.Close()
+			return errors.Join(err, g.Detach())
+		}
+		err = s.session(ctx, conn, target)
 		if err == nil {
 			say(s.out, "%s detached, domain %d is as it was", conn.peer, s.id)
 			return nil
@@ -236,10 +258,15 @@ func (s *server) serve(ctx context.Context, g *guest.Guest) error {
 	}
 }
 
-// gone tells whether the domain was destroyed: no client can have it any more.
+// gone tells whether the domain was destroyed, or is about to be, as it has shut
+// down: no client can have it any more. One that has crashed may be kept.
 func (s *server) gone() bool {
 	info, err := s.host.DomainInfo(s.id)
-	return errors.Is(err, xen.ErrNoDomain) || err == nil && info.Dying
+	if err != nil {
+		return errors.Is(err, xen.ErrNoDomain)
+	}
+	crashed := info.ShutdownReason == xen.ShutdownCrash || info.ShutdownReason == xen.ShutdownWatchdog
+	return info.Dying || info.Shutdown && !crashed
 }
 
 // giveBack detaches when no client is there.

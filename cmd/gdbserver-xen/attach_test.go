@@ -30,8 +30,9 @@ const textAddr uint64 = 0xffffffff81000000
 // gives its domain 3.
 func fakeDomain(t *testing.T, pauses int) *xentest.Domain {
 	t.Helper()
-	old := openHost
-	t.Cleanup(func() { openHost = old })
+	oldHost, oldDir := openHost, sessionDir
+	t.Cleanup(func() { openHost, sessionDir = oldHost, oldDir })
+	sessionDir = t.TempDir()
 	return openFake(t, pauses)
 }
 
@@ -404,6 +405,7 @@ func onFake(t *testing.T, args ...string) (*exec.Cmd, *lineReader) {
 	t.Helper()
 	said := newLineReader()
 	cmd := exec.Command("gdbserver-xen-on-fake", args...)
+	cmd.Env = append(os.Environ(), "GDBSERVER_XEN_TEST_SESSIONS="+t.TempDir())
 	cmd.Stderr = said
 	t.Cleanup(func() {
 		if cmd.ProcessState == nil && cmd.Process != nil {
@@ -490,6 +492,18 @@ func TestStdio(t *testing.T) {
 			}
 		})
 	}
+}
+
+// bt says that there is no Linux, and leaves the domain as it was.
+func TestBacktraceNotLinux(t *testing.T) {
+	d := fakeDomain(t, 0)
+	var out, errs bytes.Buffer
+	code := execute(t.Context(), []string{"bt", "3"}, &out, &errs)
+	const want = "gdbserver-xen: no Linux kernel with kallsyms was found in the guest's memory"
+	if code != 1 || !strings.HasPrefix(errs.String(), want) || out.Len() > 0 {
+		t.Errorf("exit code %d, %q, %q", code, &errs, &out)
+	}
+	paused(t, d, 0)
 }
 
 // doctor tells what can be done with a domain, and leaves it as it was.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"strings"
 
@@ -69,24 +70,9 @@ paused meanwhile, for some milliseconds, and nothing in it is changed.`,
 
 // examineDomain prints what can be done with a domain.
 func examineDomain(cmd *cobra.Command, domain string) error {
-	host, err := openHost()
-	if err != nil {
-		return err
-	}
-	defer host.Close()
-	id, err := findDomain(cmd.Context(), host, domain)
-	if err != nil {
-		return err
-	}
-	g, err := guest.Attach(host, id)
-	if err != nil {
-		return err
-	}
-	capabilities := debugger.Capabilities(g)
-	if err := g.Detach(); err != nil {
-		return err
-	}
-	return debugger.WriteCapabilities(cmd.OutOrStdout(), capabilities)
+	return withDomain(cmd, domain, func(g *guest.Guest, log *slog.Logger) error {
+		return debugger.WriteCapabilities(cmd.OutOrStdout(), debugger.Capabilities(g, log))
+	})
 }
 
 // examine makes all checks.

@@ -36,6 +36,14 @@ func findDomain(ctx context.Context, host *xen.Host, word string) (xen.DomID, er
 	return 0, fmt.Errorf("no domain is called %q: `gdbserver-xen list` shows those there are", word)
 }
 
+// oneDomain checks the arguments of a command that takes a domain.
+func oneDomain(cmd *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return usagef("which domain? %s DOMAIN", cmd.CommandPath())
+	}
+	return nil
+}
+
 // domainNames gives the names of domains. Those without one are left out.
 func domainNames(ctx context.Context, domains []xen.DomainInfo) (map[xen.DomID]string, error) {
 	store, err := xenstore.Open()

@@ -92,7 +92,10 @@ Start with: gdbserver-xen attach DOMAIN`,
 				return usagef("no domain to attach to: gdbserver-xen %s --attach DOMAIN", args[0])
 			}
 			hint := "`gdbserver-xen --help` lists the commands"
-			if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
+			like := slices.DeleteFunc(cmd.SuggestionsFor(args[0]), func(name string) bool {
+				return len(name) <= cmd.SuggestionsMinimumDistance // which is like every short word
+			})
+			if len(like) > 0 {
 				hint = "is it " + strings.Join(like, " or ") + "?"
 			}
 			return usagef("unknown command %q: %s", args[0], hint)
@@ -130,7 +133,7 @@ Start with: gdbserver-xen attach DOMAIN`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%w: `%s --help` lists the flags", err, cmd.CommandPath())
 	})
-	root.AddCommand(newAttach(), newList(), newDoctor(), newVersion(), newCompletion())
+	root.AddCommand(newAttach(), newList(), newDoctor(), newBacktrace(), newRecover(), newVersion(), newCompletion(), newGuardian())
 	root.SetHelpCommand(newHelp())
 	return root
 }
@@ -143,7 +146,9 @@ func usage(cmd *cobra.Command) error {
 	if cmd.HasAvailableSubCommands() {
 		fmt.Fprintf(&b, "  %s COMMAND\n\ncommands:\n", cmd.CommandPath())
 		for _, c := range cmd.Commands() {
-			fmt.Fprintf(&b, "  %-*s %s\n", cmd.NamePadding(), c.Name(), c.Short)
+			if !c.Hidden {
+				fmt.Fprintf(&b, "  %-*s %s\n", cmd.NamePadding(), c.Name(), c.Short)
+			}
 		}
 	}
 	if cmd.HasExample() {
@@ -182,7 +187,9 @@ func newHelp() *cobra.Command {
 			var names []string
 			if len(args) == 0 {
 				for _, c := range cmd.Root().Commands() {
-					names = append(names, c.Name())
+					if !c.Hidden {
+						names = append(names, c.Name())
+					}
 				}
 			}
 			return names, cobra.ShellCompDirectiveNoFileComp

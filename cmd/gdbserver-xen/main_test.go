@@ -10,6 +10,10 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"gdbserver-xen/internal/guardian"
+	"gdbserver-xen/xen"
+	"gdbserver-xen/xen/xentest"
 )
 
 var update = flag.Bool("update", false, "write docs/man and the golden parts of testdata anew")
@@ -20,6 +24,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"gdbserver-xen":         main,
 		"gdbserver-xen-on-fake": mainOnFake,
+		guardian.Name:           mainGuardianOnFake,
 	})
 }
 
@@ -106,13 +111,9 @@ func (p *process) Fatal(args ...any) {
 }
 func (p *process) Fatalf(format string, args ...any) { p.Fatal(fmt.Sprintf(format, args...)) }
 
-// mainOnFake is main on a fake hypervisor. At its end it says how often domain
-// 3 is paused, and fails with exit code 100 if something was left behind.
-func mainOnFake() {
-	p := &process{}
-	d := openFake(p, 0)
-	code := run()
-	fmt.Fprintf(os.Stderr, "fake: domain 3 is paused %d times\n", d.Pauses())
+// end runs what the fake hypervisor has registered and exits, with 100 if
+// something was left behind.
+func (p *process) end(code int) {
 	for _, f := range p.cleanups {
 		f()
 	}
@@ -120,4 +121,31 @@ func mainOnFake() {
 		code = 100
 	}
 	os.Exit(code)
+}
+
+// mainOnFake is main on a fake hypervisor, with sessions in
+// GDBSERVER_XEN_TEST_SESSIONS. At its end it says how often domain 3 is paused.
+func mainOnFake() {
+	sessionDir = os.Getenv("GDBSERVER_XEN_TEST_SESSIONS")
+	p := &process{}
+	d := openFake(p, 0)
+	code := run()
+	fmt.Fprintf(os.Stderr, "fake: domain 3 is paused %d times\n", d.Pauses())
+	p.end(code)
+}
+
+// mainGuardianOnFake is main of a guardian. If that has something to undo, it is
+// on a fake hypervisor like the one of its server, with domain 3 paused.
+func mainGuardianOnFake() {
+	p := &process{}
+	var d *xentest.Domain
+	openHost = func() (*xen.Host, error) {
+		d = openFake(p, 1)
+		return openHost()
+	}
+	code := run()
+	if d != nil {
+		fmt.Fprintf(os.Stderr, "guardian's fake: domain 3 is paused %d times\n", d.Pauses())
+	}
+	p.end(code)
 }
