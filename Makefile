@@ -60,8 +60,9 @@ unit: $(TALLY)
 # of two cores.
 .PHONY: lab-tests
 lab-tests: $(TALLY) bin/xenlab
-	@bin/xenlab prepare || true # the tests fail with the same words
-	@$(TALLY) run -o $(RESULTS)/lab.json env GDBSERVER_XEN_LAB=1 $(GO) test -json -count=1 -p 1 -timeout 60m \
+	@bin/xenlab prepare --gdbsx || true # the tests fail with the same words
+	@$(TALLY) run -o $(RESULTS)/lab.json -again 'this machine is broken' -flaky 3 \
+	env GDBSERVER_XEN_LAB=1 $(GO) test -json -count=1 -p 1 -timeout 60m \
 	$$($(GO) list -f '{{.ImportPath}} {{.TestImports}} {{.XTestImports}}' ./... | awk '/lab\/labtest/ { print $$1 }')
 
 .PHONY: matrix

@@ -12,7 +12,7 @@ import (
 
 // An event is a line of `go test -json`, or one that this command adds.
 type event struct {
-	Action      string  // start, run, output, pass, fail, skip, ..., build-output, build-fail, exit
+	Action      string  // start, run, output, pass, fail, skip, ..., build-output, build-fail, exit, again
 	Package     string  `json:",omitempty"`
 	ImportPath  string  `json:",omitempty"` // of build events
 	FailedBuild string  `json:",omitempty"` // what made a package fail that has no tests to show
@@ -32,6 +32,9 @@ const (
 	actionFail = "fail"
 	actionSkip = "skip"
 	actionExit = "exit"
+	// actionAgain says that a test is run again; Output says why. What was said of
+	// it before does not count.
+	actionAgain = "again"
 )
 
 // eachEvent calls f for each event. What is no event, such as a complaint of

@@ -1,7 +1,8 @@
 // Command tally runs checks and tests and keeps count of them, so that a test
 // that has gone missing is noticed like one that fails.
 //
-//	tally run -o FILE COMMAND...          run `go test -json ...`
+//	tally run -o FILE [-again TEXT] [-flaky N] COMMAND...
+//	                                      run `go test -json ...`
 //	tally check -o FILE -name NAME COMMAND...
 //	                                      run any command as one test
 //	tally report [-minimum FILE] FILE...  add it all up
@@ -11,6 +12,11 @@
 // the name of its group. A test that is in several groups counts once, and a
 // skip gives way to a result: that is how tests that need real Xen are skipped
 // in one group and run in another.
+//
+// With -again, tests that failed and had printed TEXT, which blames something
+// else, are run again, up to three times. With -flaky, up to N that had not are
+// run again too, once each. The last result counts, and report names each. If any
+// test may not be run again, none is.
 //
 // The last line of report is "N passed, N failed, N skipped". It exits with 1 if
 // a test failed, a package did not build or did not end, a command failed for
@@ -51,6 +57,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 	var (
 		out     = flags.String("o", "", "add what happens to `FILE`")
 		name    = flags.String("name", "", "`NAME` of the check")
+		again   = flags.String("again", "", "run tests again that failed and had printed `TEXT`")
+		flaky   = flags.Int("flaky", 0, "run up to `N` other tests that failed again, once each")
 		minimum = flags.String("minimum", "", "`FILE` with the least number of tests that must pass, by group")
 	)
 	if err := flags.Parse(args[1:]); err != nil {
@@ -69,7 +77,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		if *name != "" {
 			err = runCheck(ctx, *name, flags.Args(), f, stdout)
 		} else {
-			err = runTests(ctx, flags.Args(), f, stdout)
+			err = runTests(ctx, flags.Args(), retry{excuse: *again, flaky: *flaky, done: map[string]bool{}}, f, stdout)
 		}
 		return errors.Join(err, ctx.Err())
 	case "report":

@@ -5,12 +5,15 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os/exec"
+	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -44,8 +47,83 @@ func exitCode(err error) (int, error) {
 	}
 }
 
-// runTests runs a go test -json, shows it on w and adds its events to log.
-func runTests(ctx context.Context, args []string, log, w io.Writer) error {
+// mostAgain is how often tests are run again at the most.
+const mostAgain = 3
+
+// runTests runs a go test -json, shows it on w and adds its events to log. It runs
+// again what failed, as retry allows.
+func runTests(ctx context.Context, args []string, retry retry, log, w io.Writer) error {
+	pattern := ""
+	for round := 0; ; round++ {
+		now := slices.Clone(args)
+		if pattern != "" {
+			now = append(now, "-run", pattern)
+		}
+		var events bytes.Buffer
+		if err := runOnce(ctx, now, io.MultiWriter(log, &events), w); err != nil || round == mostAgain {
+			return err
+		}
+		t := newTotals()
+		t.excuse = retry.excuse
+		if err := t.read("", &events); err != nil {
+			return err
+		}
+		failed := retry.again(t)
+		if len(failed) == 0 {
+			return nil
+		}
+		var patterns []string
+		for _, name := range failed {
+			pkg, test, _ := strings.Cut(name, " ")
+			why := cmp.Or(t.tests[name].excuse, "failed for no reason that excuses it")
+			if err := json.NewEncoder(log).Encode(event{Action: actionAgain, Package: pkg, Test: test, Output: why}); err != nil {
+				return err
+			}
+			fmt.Fprintf(w, "again\t%s: %s\n", name, why)
+			patterns = append(patterns, runPattern(test))
+		}
+		pattern = strings.Join(patterns, "|")
+	}
+}
+
+// A retry says which tests that failed are run again.
+type retry struct {
+	excuse string          // those that printed this, which blames something else; none if empty
+	flaky  int             // so many others, once each
+	done   map[string]bool // those others
+}
+
+// again gives the names of the tests that failed if all may be run again, and
+// nothing otherwise.
+func (r *retry) again(t *totals) []string {
+	failed := t.names(actionFail)
+	if len(t.problems) > 0 {
+		return nil
+	}
+	for _, name := range failed {
+		x := t.tests[name]
+		switch {
+		case x.excuse != "":
+		case x.reason == "" && !r.done[name] && len(r.done) < r.flaky:
+			r.done[name] = true
+		default:
+			return nil
+		}
+	}
+	return failed
+}
+
+// runPattern is what go test's -run takes for one test or subtest.
+func runPattern(test string) string {
+	parts := strings.Split(test, "/")
+	for i, p := range parts {
+		parts[i] = "^" + regexp.QuoteMeta(p) + "$"
+	}
+	return strings.Join(parts, "/")
+}
+
+// runOnce runs a go test -json, shows it on w and adds its events to log.
+func runOnce(ctx context.Context, args []string, log, w io.Writer) error {
 	cmd := command(ctx, args)
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {

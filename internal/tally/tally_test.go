@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -214,6 +215,53 @@ func TestCheck(t *testing.T) {
 		if strings.HasSuffix(tt.script, "77") && !strings.Contains(reported, "skipped: check vet: not run: no network\n") {
 			t.Errorf("no reason in\n%s", reported)
 		}
+	}
+}
+
+// Tests that failed for something that they name are run again, and a few others.
+func TestRunAgain(t *testing.T) {
+	const (
+		fine = `{"Action":"pass","Package":"p","Test":"Fine"}`
+		// A subtest that failed for the machine, and one that passed.
+		broken = `{"Action":"run","Package":"p","Test":"A"}
+{"Action":"output","Package":"p","Test":"A/x","Output":"    a.go:1: a broken machine\n"}
+{"Action":"fail","Package":"p","Test":"A/x"}
+{"Action":"pass","Package":"p","Test":"A/y"}
+{"Action":"fail","Package":"p","Test":"A"}`
+		bad    = `{"Action":"fail","Package":"p","Test":"A/z"}`
+		passed = `{"Action":"pass","Package":"p","Test":"A/x"}
+{"Action":"pass","Package":"p","Test":"A"}`
+		begun  = `{"Action":"run","Package":"p","Test":"A"}` + "\n"
+		failed = `{"Action":"fail","Package":"p","Test":"A/x"}
+{"Action":"fail","Package":"p","Test":"A"}`
+		end = `{"Action":"fail","Package":"p"}`
+	)
+	for _, tt := range []struct{ name, first, second, last, again, flaky string }{
+		{"passes", fine + "\n" + broken, passed, "3 passed, 0 failed, 0 skipped", "run again: p A/x: a.go:1: a broken machine\n", "0"},
+		{"fails again", fine + "\n" + broken, failed, "2 passed, 1 failed, 0 skipped", "run again: p A/x", "0"},
+		{"breaks again and again", fine + "\n" + broken, broken, "2 passed, 1 failed, 0 skipped", strings.Repeat("run again: p A/x: a.go:1: a broken machine\n", 3), "0"},
+		{"is not there any more", fine + "\n" + broken, fine, "2 passed, 1 failed, 0 skipped", "FAILED: p A/x: did not end", "0"},
+		{"another failed", fine + "\n" + broken + "\n" + bad, passed, "2 passed, 2 failed, 0 skipped", "", "0"},
+		{"none failed", fine, passed, "1 passed, 0 failed, 0 skipped", "", "1"},
+		{"one of no excuse", fine + "\n" + begun + failed, passed, "2 passed, 0 failed, 0 skipped", "run again: p A/x: failed for no reason that excuses it\n", "1"},
+		{"fails for no excuse again", fine + "\n" + begun + failed, failed, "1 passed, 1 failed, 0 skipped", "run again: p A/x: failed", "1"},
+		{"too many of no excuse", fine + "\n" + begun + failed + "\n" + bad, passed, "1 passed, 2 failed, 0 skipped", "", "1"},
+		{"did not end", fine + "\n" + begun + `{"Action":"run","Package":"p","Test":"A/x"}`, passed, "1 passed, 1 failed, 0 skipped", "", "1"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			first, second := write(t, "first", tt.first+"\n"+end), write(t, "second", tt.second+"\n"+strings.Replace(end, "fail", "pass", 1))
+			if tt.name == "none failed" {
+				first = write(t, "first", tt.first+"\n"+strings.Replace(end, "fail", "pass", 1))
+			}
+			text := fmt.Sprintf(`if [ "$0" = -run ]; then [ "$1" = '^A$/^x$' ] && cat %s; else cat %s; fi`, second, first)
+			_, reported, err := script(t, "run", text, "-again", "broken machine", "-flaky", tt.flaky)
+			if lastLine(reported) != tt.last || (err == nil) != strings.Contains(tt.last, " 0 failed") {
+				t.Errorf("%v\n%s", err, reported)
+			}
+			if !strings.Contains(reported, tt.again) || tt.again == "" && strings.Contains(reported, "again") {
+				t.Errorf("no %q in\n%s", tt.again, reported)
+			}
+		})
 	}
 }
 

@@ -23,6 +23,7 @@ type test struct {
 	result string // "" if it began and did not end
 	parent bool   // has subtests
 	output string // what it printed last, for the reason of a skip
+	excuse string // what it printed that blames something else
 	reason string // why it failed, if it is no test that says so itself
 }
 
@@ -31,6 +32,8 @@ type totals struct {
 	tests    map[string]*test
 	groups   []string
 	problems []string // what is wrong beside failed tests
+	again    []string // what was run again, and why
+	excuse   string   // text of what blames something else; empty: nothing does
 }
 
 func newTotals() *totals { return &totals{tests: map[string]*test{}} }
@@ -63,6 +66,14 @@ func (t *totals) read(group string, r io.Reader) error {
 			}
 			excused = false
 		case e.Package == "":
+		case e.Action == actionAgain:
+			name := e.Package + " " + e.Test
+			for n, x := range seen {
+				if n == name || strings.HasPrefix(name, n+"/") {
+					x.result = ""
+				}
+			}
+			t.again = append(t.again, name+": "+e.Output)
 		case e.Test != "":
 			open[e.Package] = true
 			x := get(e)
@@ -74,6 +85,9 @@ func (t *totals) read(group string, r io.Reader) error {
 				}
 			case e.Action == "output" && !strings.HasPrefix(strings.TrimSpace(e.Output), "--- ") && !strings.HasPrefix(e.Output, "=== "):
 				x.output = e.Output
+				if t.excuse != "" && strings.Contains(e.Output, t.excuse) {
+					x.excuse = strings.TrimSpace(e.Output)
+				}
 			}
 		case e.result():
 			delete(open, e.Package)
@@ -197,6 +211,9 @@ func (t *totals) print(w io.Writer) error {
 		for _, name := range byReason[reason] {
 			fmt.Fprintf(w, "skipped: %s: %s\n", strings.TrimSpace(name), reason)
 		}
+	}
+	for _, line := range t.again {
+		fmt.Fprintf(w, "run again: %s\n", line)
 	}
 	for _, name := range failed {
 		line := "FAILED: " + strings.TrimSpace(name)
