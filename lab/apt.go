@@ -68,13 +68,8 @@ func (c *cache) fetch(ctx context.Context, r release, prefix string, packages []
 // download fetches packages into dir/debs, first from the machine's own
 // mirrors, then from Debian's.
 func (c *cache) download(ctx context.Context, r release, dir string, packages []string) error {
-	own := machineSources(ctx, r)
-	all := []string{own}
-	if deb := sources(r, defaultMirror, defaultSecurityMirror); deb != own {
-		all = append(all, deb)
-	}
 	var err error
-	for _, list := range all {
+	for _, list := range sourcesLists(ctx, r) {
 		if err = c.downloadFrom(ctx, r, list, dir, packages); err == nil || ctx.Err() != nil {
 			return err
 		}
@@ -83,32 +78,19 @@ func (c *cache) download(ctx context.Context, r release, dir string, packages []
 }
 
 func (c *cache) downloadFrom(ctx context.Context, r release, list, dir string, packages []string) error {
-	apt := filepath.Join(dir, "apt")
 	debs := filepath.Join(dir, "debs")
-	defer os.RemoveAll(apt)
-	for _, d := range []string{apt + "/state", apt + "/lists/partial", apt + "/none", debs + "/partial"} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			return err
-		}
+	conf, err := writeApt(ctx, dir, debs, list)
+	if err != nil {
+		return err
 	}
-	conf := apt + "/apt.conf"
-	for file, text := range map[string]string{
-		conf:                  aptConf(ctx, apt, debs),
-		apt + "/sources.list": list,
-		apt + "/status":       "",
-	} {
-		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-			return err
-		}
-	}
-
+	defer os.RemoveAll(filepath.Dir(conf))
 	c.progress.phase("downloading packages of %s for xen %s", r.Suite, r.Xen)
 	defer c.progress.done()
-	if err := c.apt(ctx, conf, "update"); err != nil {
-		return fmt.Errorf("read package lists of %s (a suite that left the mirrors cannot be fetched any more): %w", r.Suite, err)
+	if err := c.aptUpdate(ctx, r, conf); err != nil {
+		return err
 	}
 	args := append([]string{"--download-only", "install"}, packages...)
-	if err := c.apt(ctx, conf, args...); err != nil {
+	if err := c.apt(ctx, conf, "", args...); err != nil {
 		return fmt.Errorf("download packages of %s: %w", r.Suite, err)
 	}
 
@@ -130,8 +112,38 @@ func (c *cache) downloadFrom(ctx context.Context, r release, list, dir string, p
 	return m.write(dir)
 }
 
-// apt runs apt-get with a configuration of its own and shows how far it is.
-func (c *cache) apt(ctx context.Context, conf string, args ...string) error {
+// writeApt writes what apt needs to work with a sources list on its own into
+// dir/apt, and returns the configuration file. Packages go to debs.
+func writeApt(ctx context.Context, dir, debs, list string) (conf string, err error) {
+	apt := filepath.Join(dir, "apt")
+	for _, d := range []string{apt + "/state", apt + "/lists/partial", apt + "/none", debs + "/partial"} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return "", err
+		}
+	}
+	conf = apt + "/apt.conf"
+	for file, text := range map[string]string{
+		conf:                  aptConf(ctx, apt, debs),
+		apt + "/sources.list": list,
+		apt + "/status":       "",
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			return "", err
+		}
+	}
+	return conf, nil
+}
+
+func (c *cache) aptUpdate(ctx context.Context, r release, conf string) error {
+	if err := c.apt(ctx, conf, "", "update"); err != nil {
+		return fmt.Errorf("read package lists of %s (a suite that left the mirrors cannot be fetched any more): %w", r.Suite, err)
+	}
+	return nil
+}
+
+// apt runs apt-get with a configuration of its own, in a directory, and shows
+// how far it is.
+func (c *cache) apt(ctx context.Context, conf, dir string, args ...string) error {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
@@ -139,6 +151,7 @@ func (c *cache) apt(ctx context.Context, conf string, args ...string) error {
 	defer r.Close()
 	args = append([]string{"-q", "-y", "-o", "APT::Status-Fd=3"}, args...)
 	cmd := exec.CommandContext(ctx, "apt-get", args...)
+	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "APT_CONFIG="+conf, "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C")
 	cmd.ExtraFiles = []*os.File{w}
 	var out bytes.Buffer
@@ -205,6 +218,16 @@ func sources(r release, mirror, security string) string {
 		fmt.Fprintf(&b, "deb [signed-by=%s] %s %s main\n", keyring, s[0], s[1])
 	}
 	return b.String()
+}
+
+// sourcesLists are the sources lists to try for a release, one after the other:
+// on the machine's own mirrors, then on Debian's.
+func sourcesLists(ctx context.Context, r release) []string {
+	own := machineSources(ctx, r)
+	if deb := sources(r, defaultMirror, defaultSecurityMirror); deb != own {
+		return []string{own, deb}
+	}
+	return []string{own}
 }
 
 // machineSources is the sources list of a release on the mirrors that the

@@ -58,22 +58,3 @@ func (h *Host) CopyOut(ctx context.Context, dom0Path, localPath string) (err err
 	_, err = io.Copy(f, in)
 	return err
 }
-
-// DumpCore writes the guest's memory and registers to a file of this machine,
-// by xl dump-core, which pauses the guest meanwhile.
-func (g *Guest) DumpCore(ctx context.Context, localPath string) error {
-	// Not straight to /share, see CopyIn, and not through dom0's memory,
-	// which may be too small.
-	core := "core-" + g.cfg.Name
-	command := fmt.Sprintf(`
-pipe=/tmp/%[1]s.$$
-mkfifo $pipe && trap 'rm $pipe' EXIT || exit
-cat $pipe >/share/%[1]s &
-xl dump-core %[2]s $pipe || { kill $!; exit 1; }
-wait $!`, core, g.cfg.Name)
-	defer os.Remove(filepath.Join(g.host.ShareDir(), core))
-	if _, err := g.host.Output(ctx, command); err != nil {
-		return fmt.Errorf("dump guest %s: %w", g.cfg.Name, err)
-	}
-	return g.host.CopyOut(ctx, "/share/"+core, localPath)
-}

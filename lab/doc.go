@@ -1,6 +1,8 @@
 // Package lab runs real Xen on a machine that has none: it boots the
 // hypervisor, a dom0 and guests in QEMU, from Debian's packages alone, with
-// no hardware virtualisation and nothing installed on the machine but QEMU.
+// no hardware virtualisation and nothing installed on the machine but QEMU. (A
+// hypervisor that Debian has no package of, [Config.GDBSX], is built from
+// Debian's source, with a compiler.)
 //
 //	host, err := lab.Start(ctx, lab.Config{})
 //	...

@@ -29,17 +29,14 @@ const (
 	HVM Kind = "hvm"
 )
 
-// Kinds lists the kinds of guests that every release has.
-func Kinds() []Kind { return []Kind{PV, PVH} }
+// Kinds lists the kinds of guests.
+func Kinds() []Kind { return []Kind{PV, PVH, HVM} }
 
-// KindsOf lists the kinds of guests that a release has; empty means
+// HasShadow tells whether a release has shadow paging; empty means
 // [DefaultRelease].
-func KindsOf(xen string) []Kind {
-	kinds := Kinds()
-	if r, err := findRelease(xen); err == nil && r.DeviceModel != "" {
-		kinds = append(kinds, HVM)
-	}
-	return kinds
+func HasShadow(xen string) bool {
+	r, err := findRelease(xen)
+	return err == nil && r.Shadow
 }
 
 // A GuestConfig says what guest to create. The zero value is a PV guest with
@@ -56,12 +53,16 @@ type GuestConfig struct {
 	MemoryMB int
 	// Cmdline is added to the kernel's command line. The guest's init knows
 	// work=busy, a loop in user mode on every vCPU, and work=kernel, one long
-	// system call after the other on one of them.
+	// system call after the other on the last of them.
 	Cmdline string
 	// KASLR lets the kernel choose addresses by chance. Otherwise nokaslr
 	// makes them those of the symbol file. An HVM guest always has it, unless
 	// Cmdline says nokaslr.
 	KASLR bool
+	// Shadow has the hypervisor walk the guest's page tables, where it would
+	// leave that to the CPU, for kinds other than PV and releases with
+	// [HasShadow].
+	Shadow bool
 	// Extra lines for the domain's configuration file.
 	Extra string
 }
@@ -82,11 +83,27 @@ type Guest struct {
 
 var guestName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
-// CreateGuest creates a guest and waits until its init counts.
+// bootTimeout is how long a guest may take to come up. Some hang on an emulated
+// machine that is short of time: Linux then waits in multi_cpu_stop for ever.
+const bootTimeout = 6 * time.Minute
+
+// CreateGuest creates a guest and waits until its init counts. One that does not
+// come up is started once more.
 func (h *Host) CreateGuest(ctx context.Context, cfg GuestConfig) (*Guest, error) {
 	cfg.Kind = cmp.Or(cfg.Kind, PV)
 	cfg.VCPUs = cmp.Or(cfg.VCPUs, 2)
 	cfg.MemoryMB = cmp.Or(cfg.MemoryMB, 256)
+	first, cancel := context.WithTimeout(ctx, bootTimeout)
+	defer cancel()
+	g, err := h.createGuest(first, cfg)
+	if err != nil && first.Err() != nil && ctx.Err() == nil {
+		h.cache.progress.phase("%v: starting it once more", err)
+		g, err = h.createGuest(ctx, cfg)
+	}
+	return g, err
+}
+
+func (h *Host) createGuest(ctx context.Context, cfg GuestConfig) (*Guest, error) {
 	g, err := h.newGuest(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("create guest: %w", err)
@@ -138,7 +155,7 @@ func (g *Guest) start(ctx context.Context) error {
 		return err
 	}
 	begin := time.Now()
-	if _, err := g.host.Output(ctx, g.createCommand("/share/"+name)); err != nil {
+	if _, err := g.host.Output(ctx, "xl create -q /share/"+name); err != nil {
 		return g.failed(ctx, err)
 	}
 	out, err := g.host.Output(ctx, "xl domid "+g.cfg.Name)
@@ -181,6 +198,10 @@ func (c GuestConfig) xl() (string, error) {
 	default:
 		return "", fmt.Errorf("unknown kind of guest %q", c.Kind)
 	}
+	extra := c.Extra
+	if c.Kind != PV {
+		extra = c.paging() + notOnFirst + extra
+	}
 	return fmt.Sprintf(`name = "%s"
 type = "%s"
 kernel = "/image/vmlinux"
@@ -190,7 +211,22 @@ memory = %d
 vcpus = %d
 on_crash = "preserve"
 %s
-`, c.Name, c.Kind, cmdline, c.MemoryMB, c.VCPUs, c.Extra), nil
+`, c.Name, c.Kind, cmdline, c.MemoryMB, c.VCPUs, extra), nil
+}
+
+// notFirst are all CPUs but the first, dom0's. Now and then QEMU runs a guest with
+// hardware virtualization there with the state of Xen, which ends in a triple fault.
+const notFirst = "all,^0"
+
+// notOnFirst is the line of the configuration that keeps a guest off the first CPU.
+const notOnFirst = "cpus = \"" + notFirst + "\"\n"
+
+// paging is the line of the configuration that says who walks the page tables.
+func (c GuestConfig) paging() string {
+	if c.Shadow {
+		return "hap = 0\n"
+	}
+	return "hap = 1\n"
 }
 
 // consoleFile is where dom0's xenconsoled writes the guest's console.
@@ -308,7 +344,8 @@ func (g *Guest) Destroy(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("destroy guest %s: %w", g.cfg.Name, err)
 	}
-	if res.ExitCode != 0 && g.id != 0 {
+	gone := strings.Contains(string(res.Stderr), "invalid domain identifier") // it has ended by itself
+	if res.ExitCode != 0 && g.id != 0 && !gone {
 		return fmt.Errorf("destroy guest %s: exit code %d: %s", g.cfg.Name, res.ExitCode, lastLines(res.Stderr, 5))
 	}
 	g.stop()

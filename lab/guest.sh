@@ -2,23 +2,78 @@
 # The first program of a guest: counts seconds on its console. A word on the
 # kernel's command line, which the kernel hands to us as a variable, adds work:
 #   work=busy    a loop in user mode on every vCPU
-#   work=kernel  one long system call after the other, on one vCPU
+#   work=kernel  one long system call after the other, on the last vCPU
+#   work=sleep   short sleeps on every vCPU
+#   work=load    short sleeps, processes that come and go, and much memory that
+#                is written, on every vCPU
+#   work=traps   short sleeps on every vCPU, probed in the kernel by ftrace at the
+#                function's entry and by int3 inside it, and a program that traps
+#                itself; what is counted is printed every second
+#   work=toggle  the same, and the int3 comes and goes every four seconds
+spin() { while :; do :; done; }
+naps() { while :; do usleep 10000; done; }
+churn() {
+	while :; do
+		head -c 300000 /dev/zero | tr '\0' x | wc -c >/dev/null
+		usleep 1000
+	done
+}
+each_cpu() {
+	cpu=0
+	while [ "$cpu" -lt "$(grep -c ^processor /proc/cpuinfo)" ]; do
+		taskset $((1 << cpu)) /init "$1" &
+		cpu=$((cpu + 1))
+	done
+}
+probe() {
+	mount -t sysfs sysfs /sys
+	mount -t tracefs tracefs /sys/kernel/tracing
+	cd /sys/kernel/tracing
+	echo 0 >/proc/sys/debug/kprobes-optimization # or the int3 becomes a jump
+	echo p:entry hrtimer_nanosleep >kprobe_events
+	echo p:inside hrtimer_nanosleep+5 >>kprobe_events
+	echo 1 >events/kprobes/enable
+}
+# counts prints the hits of each probe, and how many were not counted.
+counts() {
+	line=probes
+	while read -r name hits missed; do
+		line="$line $name $hits $missed"
+	done <kprobe_profile
+	echo "$line"
+}
+toggle() {
+	echo "$1" >events/kprobes/inside/enable
+	echo "inside $1"
+}
+case "$1" in
+spin | naps | churn) "$1" ;; # never ends
+esac
 mount -t proc proc /proc
 case "$work" in
-busy)
-	cpus=$(grep -c ^processor /proc/cpuinfo)
-	while [ "$cpus" -gt 0 ]; do
-		(while :; do :; done) &
-		cpus=$((cpus - 1))
-	done
+busy) each_cpu spin ;;
+sleep) each_cpu naps ;;
+load)
+	each_cpu naps
+	each_cpu churn
 	;;
-kernel)
-	dd if=/dev/zero of=/dev/null bs=16M 2>/dev/null &
+traps | toggle)
+	probe
+	each_cpu naps
+	/bin/traps &
 	;;
+kernel) taskset $((1 << $(grep -c ^processor /proc/cpuinfo) - 1)) dd if=/dev/zero of=/dev/null bs=16M 2>/dev/null & ;;
 esac
 n=0
 while :; do
 	n=$((n + 1))
+	case "$work" in
+	traps | toggle) counts ;;
+	esac
+	case "$work$((n % 8))" in
+	toggle0) toggle 1 ;;
+	toggle4) toggle 0 ;;
+	esac
 	echo "tick $n"
 	sleep 1
 done

@@ -25,13 +25,14 @@ const DefaultCPU = "qemu64,+svm,+npt"
 // VectorCPU adds the vector registers, up to AVX2.
 const VectorCPU = "qemu64,+svm,+npt,+xsave,+xsaveopt,+avx,+avx2,+sse4.1,+sse4.2,+ssse3,+popcnt,+aes,+bmi1,+bmi2"
 
-// A Config says what host to start. The zero value is Xen 4.17 on two CPUs.
+// A Config says what host to start. The zero value is Xen 4.17 on three CPUs.
 type Config struct {
 	// Release is the Xen release, one of [Releases]. Empty: [DefaultRelease].
 	Release string
 	// MemoryMB is the memory of the whole machine. 0: 4096.
 	MemoryMB int
-	// CPUs is the number of physical CPUs that Xen sees. 0: 2.
+	// CPUs is the number of physical CPUs that Xen sees, the first of which is
+	// dom0's. 0: 3.
 	CPUs int
 	// Dom0MemoryMB is dom0's share of the memory. Its root file system lives
 	// there. 0: 1024.
@@ -42,6 +43,10 @@ type Config struct {
 	XenArgs string
 	// Dom0Args is added to dom0's kernel command line.
 	Dom0Args string
+	// GDBSX boots a hypervisor that has the calls of Xen's own gdbsx, which
+	// Debian's has not, and runs PV guests of 32 bits: it is built from Debian's
+	// source package. All else is as without.
+	GDBSX bool
 
 	// Log receives the lines of all consoles, each with a prefix that says
 	// whose it is. Lines come whole, but from any goroutine, one at a time.
@@ -55,7 +60,7 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	c.Release = cmp.Or(c.Release, DefaultRelease)
 	c.MemoryMB = cmp.Or(c.MemoryMB, 4096)
-	c.CPUs = cmp.Or(c.CPUs, 2)
+	c.CPUs = cmp.Or(c.CPUs, 3)
 	c.Dom0MemoryMB = cmp.Or(c.Dom0MemoryMB, 1024)
 	c.CPU = cmp.Or(c.CPU, DefaultCPU)
 	if c.Progress == nil {
@@ -98,9 +103,6 @@ func Prepare(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	if h.release.DeviceModel == "" {
-		return nil
-	}
 	_, err = h.cache.buildHVM(ctx, h.release, h.image)
 	return err
 }
@@ -126,6 +128,11 @@ func prepare(ctx context.Context, cfg Config) (*Host, error) {
 	initrd, err := c.buildInitrd(ctx, img)
 	if err != nil {
 		return nil, err
+	}
+	if cfg.GDBSX {
+		if img.built, err = c.buildHypervisor(ctx, r, img.xenVersion(r)); err != nil {
+			return nil, err
+		}
 	}
 	h := &Host{
 		cfg: cfg, release: r, image: img, cache: c,
@@ -160,6 +167,9 @@ func (h *Host) start(ctx context.Context) error {
 		return err
 	}
 	h.machine.share = h.ShareDir()
+	if h.machine.qemu, err = h.cache.qemu(ctx); err != nil {
+		return err
+	}
 	if err := os.Mkdir(h.ShareDir(), 0o700); err != nil {
 		return err
 	}
@@ -167,7 +177,7 @@ func (h *Host) start(ctx context.Context) error {
 	if err := os.WriteFile(filepath.Join(h.ShareDir(), "token"), []byte(h.agent.Token), 0o600); err != nil {
 		return err
 	}
-	h.cache.progress.phase("booting xen %s with linux %s", h.release.Xen, h.image.kernel)
+	h.cache.progress.phase("booting xen %s with linux %s", h.XenVersion(), h.image.kernel)
 	begin := time.Now()
 	if h.qemu, h.qmp, err = startQEMU(h.machine, h.console); err != nil {
 		return err
@@ -299,6 +309,9 @@ func (h *Host) Forward(ctx context.Context, dom0Port int) (hostAddr string, err 
 	return addr, nil
 }
 
+// Config is what the host was started from, defaults filled in.
+func (h *Host) Config() Config { return h.cfg }
+
 // Console returns what Xen and dom0 have written so far.
 func (h *Host) Console() string { return h.console.String() }
 
@@ -311,7 +324,10 @@ func (h *Host) KernelRelease() string { return h.image.kernel }
 
 // XenVersion is the version of the hypervisor's package.
 func (h *Host) XenVersion() string {
-	return h.image.manifest.Packages["xen-hypervisor-"+h.release.Xen+"-amd64"]
+	if h.cfg.GDBSX {
+		return h.image.built.version + " with CONFIG_GDBSX"
+	}
+	return h.image.xenVersion(h.release)
 }
 
 // BootTime is how long it took from QEMU's start until dom0 obeyed.

@@ -314,9 +314,6 @@ func (g *Guest) hvmConfig(ctx context.Context) (config string, err error) {
 	if !hvmCmdline.MatchString(cmdline) {
 		return "", fmt.Errorf("bad kernel command line %q", cmdline)
 	}
-	if g.host.release.DeviceModel == "" {
-		return "", fmt.Errorf("the lab has no hvm guests on xen %s", g.host.release.Xen)
-	}
 	dir, err := g.host.prepareHVM(ctx)
 	if err != nil {
 		return "", err
@@ -336,7 +333,6 @@ func (g *Guest) hvmConfig(ctx context.Context) (config string, err error) {
 	g.host.cache.progress.phase("booting hvm guest %s through its firmware", c.Name)
 	return fmt.Sprintf(`name = "%s"
 type = "hvm"
-hap = 1
 memory = %d
 vcpus = %d
 disk = [ "format=raw, vdev=hda, access=rw, backendtype=qdisk, target=%s" ]
@@ -354,7 +350,7 @@ on_reboot = "destroy"
 on_crash = "preserve"
 cpus = "0"
 %[7]s
-`, c.Name, c.MemoryMB, c.VCPUs, g.disk(), filepath.Base(g.host.serialFile(c.Name)), dom0HVM, c.Extra), nil
+`, c.Name, c.MemoryMB, c.VCPUs, g.disk(), filepath.Base(g.host.serialFile(c.Name)), dom0HVM, c.paging()+c.Extra), nil
 }
 
 // disk is the guest's disk in dom0.
@@ -382,26 +378,17 @@ func (g *Guest) hvmReport(ctx context.Context) string {
 		cmp.Or(string(model.Stdout), string(model.Stderr)))
 }
 
-// createCommand is what creates the guest. While an HVM guest boots it shares
-// a CPU with dom0: it waits for its device model thousands of times, and going
-// from one to the other is faster than waking another emulated CPU.
-func (g *Guest) createCommand(config string) string {
-	create := "xl create -q " + config
-	if g.cfg.Kind == HVM {
-		return "xl vcpu-pin Domain-0 0 0 && " + create
-	}
-	return create
-}
-
 // destroyCommand is what ends an HVM guest. xl complains when the guest has
 // crashed and its device model ended by itself.
 func (g *Guest) destroyCommand() string {
 	return fmt.Sprintf("rm -f %[1]s; xl destroy %[2]s || { sleep 1; ! xl domid %[2]s >/dev/null 2>&1; }", g.disk(), g.cfg.Name)
 }
 
-// unpin gives the guest, and dom0 when no other boots, all CPUs.
+// unpin gives the guest the CPUs that are not dom0's. Until it has booted it shares
+// dom0's: it waits for its device model thousands of times, and going from one to
+// the other is faster than waking another emulated CPU.
 func (g *Guest) unpin(ctx context.Context) error {
-	_, err := g.host.Output(ctx, "xl vcpu-pin "+g.cfg.Name+" all all && xl vcpu-pin Domain-0 all all")
+	_, err := g.host.Output(ctx, "xl vcpu-pin "+g.cfg.Name+" all "+notFirst)
 	return err
 }
 
@@ -410,9 +397,5 @@ func (g *Guest) failed(ctx context.Context, err error) error {
 	if g.cfg.Kind != HVM {
 		return err
 	}
-	report := g.hvmReport(ctx)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-	defer cancel()
-	_, unpin := g.host.Run(ctx, "xl vcpu-pin Domain-0 all all")
-	return errors.Join(fmt.Errorf("%w\n%s", err, report), unpin)
+	return fmt.Errorf("%w\n%s", err, g.hvmReport(ctx))
 }

@@ -6,6 +6,7 @@ package lab
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"debug/elf"
 	_ "embed"
@@ -31,6 +32,8 @@ var (
 	dom0Init string
 	//go:embed guest.sh
 	guestInit string
+	//go:embed traps/traps.s
+	trapsSource string
 )
 
 // Modules dom0 loads; what they depend on is added.
@@ -41,7 +44,7 @@ var dom0Modules = []string{
 
 // Programs of dom0 besides Xen's and busybox's.
 var dom0Programs = []string{
-	"usr/sbin/xl", "usr/bin/kmod", "usr/bin/busybox", "usr/bin/xenstore", "usr/bin/xenstore-*", "usr/bin/strace",
+	"usr/sbin/xl", "usr/sbin/gdbsx", "usr/sbin/xenhypfs", "usr/bin/kmod", "usr/bin/busybox", "usr/bin/xenstore", "usr/bin/xenstore-*", "usr/bin/strace",
 	"usr/lib/xen-*/bin/*", "usr/lib/xen-*/boot/*",
 }
 
@@ -52,11 +55,17 @@ type image struct {
 	dir      string
 	manifest manifest
 	kernel   string // release of the kernel, as in uname -r
+	built    hypervisor
 }
 
-func (i image) xen() string     { return filepath.Join(i.dir, "xen") }
+func (i image) xen() string     { return cmp.Or(i.built.path, filepath.Join(i.dir, "xen")) }
 func (i image) vmlinux() string { return filepath.Join(i.dir, "vmlinux") }
 func (i image) dom0() string    { return filepath.Join(i.dir, "dom0.cpio") }
+
+// xenVersion is the version of the hypervisor's package.
+func (i image) xenVersion(r release) string {
+	return i.manifest.Packages["xen-hypervisor-"+r.Xen+"-amd64"]
+}
 
 // buildImage returns the image of a release, from the cache if it is there.
 func (c *cache) buildImage(ctx context.Context, r release) (image, error) {
@@ -77,7 +86,7 @@ func (c *cache) buildImage(ctx context.Context, r release) (image, error) {
 	if err != nil {
 		return image{}, err
 	}
-	name := "image-" + r.Xen + "-" + key(strings.Join(names, " "), imageSource, cpioSource, kernelSource, dom0Init, guestInit)
+	name := "image-" + r.Xen + "-" + key(strings.Join(names, " "), imageSource, cpioSource, kernelSource, dom0Init, guestInit, trapsSource)
 	dir, err := c.get(ctx, name, func(dir string) error {
 		b := imageBuilder{release: r, kernel: kernel, root: filepath.Join(dir, "root"), dir: dir}
 		defer os.RemoveAll(b.root)
@@ -124,6 +133,9 @@ func (b imageBuilder) build(ctx context.Context) error {
 	if err := extractKernel(ctx, filepath.Join(b.root, "boot/vmlinuz-"+b.kernel), filepath.Join(b.dir, "vmlinux")); err != nil {
 		return err
 	}
+	if err := b.traps(ctx); err != nil {
+		return err
+	}
 	if err := writeCpio(filepath.Join(b.dir, "guest.cpio"), b.guest); err != nil {
 		return err
 	}
@@ -150,6 +162,23 @@ func writeCpio(path string, fill func(*cpioWriter) error) error {
 	return f.Close()
 }
 
+// traps builds a program of the guests.
+func (b imageBuilder) traps(ctx context.Context) error {
+	if err := EnsureTools(ctx, map[string]string{"as": "binutils", "ld": "binutils"}); err != nil {
+		return err
+	}
+	object := filepath.Join(b.root, "traps.o")
+	assemble := exec.CommandContext(ctx, "as", "--64", "--fatal-warnings", "-o", object)
+	assemble.Stdin = strings.NewReader(trapsSource)
+	link := exec.CommandContext(ctx, "ld", "-m", "elf_x86_64", "-static", "-nostdlib", "-o", filepath.Join(b.root, "traps"), object)
+	for _, cmd := range []*exec.Cmd{assemble, link} {
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w\n%s", cmd.Args[0], err, out)
+		}
+	}
+	return nil
+}
+
 // guest fills the initramfs of the guests.
 func (b imageBuilder) guest(c *cpioWriter) error {
 	for _, d := range []string{"proc", "sys", "dev", "bin"} {
@@ -163,9 +192,10 @@ func (b imageBuilder) guest(c *cpioWriter) error {
 		return err
 	}
 	c.copyFile("bin/busybox", busybox)
-	for _, applet := range []string{"sh", "mount", "sleep", "grep", "dd"} {
+	for _, applet := range []string{"sh", "mount", "sleep", "usleep", "taskset", "grep", "dd", "head", "tr", "wc", "cat"} {
 		c.symlink("bin/"+applet, "busybox")
 	}
+	c.copyFile("bin/traps", filepath.Join(b.root, "traps"))
 	c.file("init", 0o755, []byte(guestInit))
 	return nil
 }

@@ -19,7 +19,10 @@ import (
 type KernelConfig struct {
 	// Name of the domain, as in [GuestConfig]. Empty: the kind with a number.
 	Name string
-	// Kernel is an ELF file of this machine that Xen can boot as a PVH guest.
+	// Kind is PV or PVH. Empty: PVH.
+	Kind Kind
+	// Kernel is an ELF file of this machine that Xen can boot as a guest of the
+	// kind.
 	Kernel string
 	// Park and ParkEnd are where vCPU 0 stays when the guest is ready: values
 	// of rip, ParkEnd the first beyond.
@@ -36,12 +39,12 @@ type KernelConfig struct {
 // loop.
 const readyTimeout = time.Minute
 
-// CreateKernelGuest creates a PVH guest that has no file but its kernel, and
+// CreateKernelGuest creates a guest that has no file but its kernel, and
 // waits until its vCPU 0 is parked. It does not tick, whatever becomes of it the
 // domain stays, and it takes a physical CPU for itself.
 func (h *Host) CreateKernelGuest(ctx context.Context, cfg KernelConfig) (*Guest, error) {
 	g, err := h.newGuest(GuestConfig{
-		Name: cfg.Name, Kind: PVH, VCPUs: cmp.Or(cfg.VCPUs, 1), MemoryMB: cmp.Or(cfg.MemoryMB, 32), Extra: cfg.Extra,
+		Name: cfg.Name, Kind: cmp.Or(cfg.Kind, PVH), VCPUs: cmp.Or(cfg.VCPUs, 1), MemoryMB: cmp.Or(cfg.MemoryMB, 32), Extra: cfg.Extra,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("create guest: %w", err)
@@ -62,8 +65,12 @@ func (g *Guest) startKernel(ctx context.Context, cfg KernelConfig) error {
 	if err != nil {
 		return err
 	}
+	extra := cfg.Extra
+	if g.cfg.Kind != PV {
+		extra = notOnFirst + extra
+	}
 	config := fmt.Sprintf(`name = "%s"
-type = "pvh"
+type = "%s"
 kernel = "/share/%s.elf"
 memory = %d
 vcpus = %d
@@ -71,7 +78,7 @@ on_poweroff = "preserve"
 on_reboot = "preserve"
 on_crash = "preserve"
 %s
-`, g.cfg.Name, file, g.cfg.MemoryMB, g.cfg.VCPUs, cfg.Extra)
+`, g.cfg.Name, g.cfg.Kind, file, g.cfg.MemoryMB, g.cfg.VCPUs, extra)
 	for suffix, b := range map[string][]byte{".elf": kernel, ".cfg": []byte(config)} {
 		path := filepath.Join(g.host.ShareDir(), file+suffix)
 		if err := os.WriteFile(path, b, 0o644); err != nil {

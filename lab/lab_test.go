@@ -131,8 +131,14 @@ func TestForward(t *testing.T) {
 	}
 }
 
+// TestGuests leaves HVM, which takes longest to boot, to package e2e unless all is
+// wanted.
 func TestGuests(t *testing.T) {
-	for _, kind := range lab.KindsOf(lab.DefaultRelease) {
+	kinds := []lab.Kind{lab.PV, lab.PVH}
+	if os.Getenv(labtest.EnvAll) == "1" {
+		kinds = lab.Kinds()
+	}
+	for _, kind := range kinds {
 		t.Run(string(kind), func(t *testing.T) {
 			h := labtest.Host(t, lab.Config{})
 			testGuest(t, h, kind)
@@ -262,10 +268,31 @@ func TestReleases(t *testing.T) {
 		}
 		t.Run(release, func(t *testing.T) {
 			h := labtest.Host(t, lab.Config{Release: release})
-			for _, kind := range lab.KindsOf(release) {
+			for _, kind := range lab.Kinds() {
 				t.Run(string(kind), func(t *testing.T) { testGuest(t, h, kind) })
 			}
 		})
+	}
+}
+
+// A hypervisor with CONFIG_GDBSX runs guests, and lets Xen's own gdbsx, which dom0
+// has, stop them and read their registers.
+func TestGDBSX(t *testing.T) {
+	h := labtest.Host(t, lab.Config{GDBSX: true})
+	t.Logf("xen %s", h.XenVersion())
+	config := labtest.Output(t, h, "xenhypfs cat /buildinfo/config")
+	for _, want := range []string{"\nCONFIG_GDBSX=y\n", "\n# CONFIG_DEBUG is not set\n"} {
+		if !strings.Contains(config, want) {
+			t.Errorf("no %q in the hypervisor's configuration:\n%s", want, config)
+		}
+	}
+	g := labtest.Guest(t, h, lab.GuestConfig{})
+	registers := labtest.Output(t, h, "gdbsx -c "+strconv.Itoa(g.ID())+" 64 1")
+	if !strings.Contains(registers, "rip:ffffffff8") {
+		t.Errorf("gdbsx prints no registers of a kernel:\n%s", registers)
+	}
+	if err := g.WaitTick(t.Context(), 2); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -16,6 +16,7 @@ const agentPort = 7070
 
 // A machine is what QEMU is to run.
 type machine struct {
+	qemu   string // path
 	image  image
 	initrd string
 	cfg    Config
@@ -31,7 +32,7 @@ func (m machine) qemuArgs(reproduce bool) []string {
 		"-m", fmt.Sprint(m.cfg.MemoryMB), "-smp", fmt.Sprint(m.cfg.CPUs),
 		"-nodefaults", "-no-user-config", "-nographic", "-no-reboot",
 		"-kernel", m.image.xen(),
-		"-append", strings.TrimSpace(fmt.Sprintf("console=com1 com1=115200,8n1 dom0_mem=%dM,max:%[1]dM dom0_max_vcpus=1 sched=credit noreboot %s",
+		"-append", strings.TrimSpace(fmt.Sprintf("console=com1 com1=115200,8n1 dom0_mem=%dM,max:%[1]dM dom0_max_vcpus=1 dom0_vcpus_pin sched=credit noreboot %s",
 			m.cfg.Dom0MemoryMB, m.cfg.XenArgs)),
 		"-initrd", m.image.vmlinux() + " console=hvc0 rdinit=/init " + m.cfg.Dom0Args + "," + m.initrd,
 		"-netdev", fmt.Sprintf("user,id=n0,restrict=on,hostfwd=tcp:127.0.0.1:0-:%d", agentPort),
@@ -49,7 +50,7 @@ func (m machine) qemuArgs(reproduce bool) []string {
 // commandLine is for pasting into a shell.
 func (m machine) commandLine() string {
 	m.share = "/tmp"
-	line := "qemu-system-x86_64"
+	line := m.qemu
 	for _, a := range m.qemuArgs(true) {
 		if strings.ContainsAny(a, " *?()$'") {
 			a = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
@@ -109,16 +110,12 @@ func (c *child) running() bool {
 
 // startQEMU starts the machine with its console on out and err.
 func startQEMU(m machine, out *console) (*child, *qmp, error) {
-	path, err := exec.LookPath("qemu-system-x86_64")
-	if err != nil {
-		return nil, nil, err
-	}
 	q, theirs, err := newQMP()
 	if err != nil {
 		return nil, nil, err
 	}
 	defer theirs.Close()
-	cmd := exec.Command(path, m.qemuArgs(false)...)
+	cmd := exec.Command(m.qemu, m.qemuArgs(false)...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.ExtraFiles = []*os.File{theirs}
 	c, err := startChild(cmd)

@@ -21,14 +21,15 @@ type release struct {
 	// Linux is the kernel's version; for people, the packages decide.
 	Linux string
 	// DeviceModel is the package of the QEMU that Xen runs for HVM guests,
-	// DeviceModelPath that program in it. Empty: no HVM guests. (On 4.14, with
-	// usr/bin/qemu-system-i386 of qemu-system-x86, the guest's firmware and
-	// GRUB work, but Linux 5.10 with two vCPUs hung in multi_cpu_stop, once.)
+	// DeviceModelPath that program in it.
 	DeviceModel, DeviceModelPath string
+	// Shadow tells that the hypervisor has shadow paging.
+	Shadow bool
 }
 
 var releases = []release{
-	{Xen: "4.14", Suite: "bullseye", Security: "bullseye-security", Linux: "5.10"},
+	{Xen: "4.14", Suite: "bullseye", Security: "bullseye-security", Linux: "5.10",
+		DeviceModel: "qemu-system-x86", DeviceModelPath: "usr/bin/qemu-system-i386", Shadow: true},
 	{Xen: "4.17", Suite: "bookworm", Security: "bookworm-security", Linux: "6.1",
 		DeviceModel: "qemu-system-xen", DeviceModelPath: "usr/libexec/xen-qemu-system-i386"},
 	{Xen: "4.20", Suite: "trixie", Security: "trixie-security", Linux: "6.12",

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 )
 
@@ -21,9 +22,9 @@ var tools = []struct{ program, pkg string }{
 }
 
 // EnsureTools makes sure that the programs the lab needs are on this machine,
-// and any further ones, given as Debian package names keyed by program. What
-// is missing is installed by apt-get, which needs root; without it the error
-// holds the command to type.
+// and any further ones, given as Debian package names keyed by program, or by
+// the path of a file. What is missing is installed by apt-get, which needs root;
+// without it the error holds the command to type.
 func EnsureTools(ctx context.Context, more map[string]string) error {
 	var missing []string
 	need := func(program, pkg string) {
@@ -69,6 +70,10 @@ func haveProgram(name string) bool {
 }
 
 func lookProgram(name string) (string, error) {
+	if filepath.IsAbs(name) {
+		_, err := os.Stat(name)
+		return name, err
+	}
 	path, err := exec.LookPath(name)
 	if err == nil {
 		return path, nil

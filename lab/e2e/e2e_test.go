@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -38,7 +39,7 @@ var prepared sync.Map
 type preparation struct {
 	once   sync.Once
 	err    error
-	guests map[string]*lab.Guest // by the work that they do
+	guests map[string]*lab.Guest // by name
 }
 
 // host gives a host with the product, built as the Makefile does, in dom0's
@@ -58,15 +59,44 @@ func busy(t *testing.T, cfg lab.Config) (*lab.Host, *lab.Guest) { return shared(
 
 func shared(t *testing.T, cfg lab.Config, work string) (*lab.Host, *lab.Guest) {
 	t.Helper()
+	return sharedGuest(t, cfg, lab.GuestConfig{Name: work, Cmdline: "work=" + work})
+}
+
+// hardware gives a host and a small guest with hardware virtualization that
+// tests share, with one vCPU in a process and its system calls. That of an HVM
+// guest has addresses of its own choice.
+func hardware(t *testing.T, kind lab.Kind) (*lab.Host, *lab.Guest) {
+	t.Helper()
+	return sharedGuest(t, machine, lab.GuestConfig{Name: string(kind), Kind: kind, MemoryMB: 128, Cmdline: "work=kernel"})
+}
+
+// sharedGuest gives the guest of a name, which it creates when it is first asked
+// for.
+func sharedGuest(t *testing.T, cfg lab.Config, guest lab.GuestConfig) (*lab.Host, *lab.Guest) {
+	t.Helper()
 	h, p := prepare(t, cfg)
-	if p.guests[work] == nil {
-		g, err := h.CreateGuest(t.Context(), lab.GuestConfig{Name: work, Cmdline: "work=" + work})
+	if p.guests[guest.Name] == nil {
+		g, err := h.CreateGuest(t.Context(), guest)
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.guests[work] = g
+		p.guests[guest.Name] = g
 	}
-	return h, p.guests[work]
+	return h, p.guests[guest.Name]
+}
+
+// alone gives a host on which no guest is left that tests shared, for a test that
+// needs the CPUs for itself.
+func alone(t *testing.T, cfg lab.Config) *lab.Host {
+	t.Helper()
+	h, p := prepare(t, cfg)
+	for name, g := range p.guests {
+		if err := g.Destroy(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		delete(p.guests, name)
+	}
+	return h
 }
 
 func prepare(t *testing.T, cfg lab.Config) (*lab.Host, *preparation) {
@@ -100,11 +130,24 @@ type server struct {
 
 var nextPort atomic.Int32
 
-// attach starts the product on a guest. The test ends it, if nothing else has.
+// attach starts the product on a guest. The test ends it, if nothing else has. On
+// the hypervisor with gdbsx it is for the engine of that name.
 func attach(t *testing.T, h *lab.Host, g *lab.Guest, flags ...string) *server {
 	t.Helper()
+	return attachTo(t, h, g.Name(), flags...)
+}
+
+// anyEngine is a flag for guests that the engine gdbsx is not for.
+const anyEngine = "--engine="
+
+// attachTo is attach with a domain's name.
+func attachTo(t *testing.T, h *lab.Host, name string, flags ...string) *server {
+	t.Helper()
+	if h.Config().GDBSX && !slices.Contains(flags, anyEngine) {
+		flags = append(flags, "--engine", "gdbsx")
+	}
 	port := 9000 + int(nextPort.Add(1))
-	command := fmt.Sprintf("exec gdbserver-xen attach --listen 0.0.0.0:%d %s %s", port, strings.Join(flags, " "), g.Name())
+	command := fmt.Sprintf("exec gdbserver-xen attach --listen 0.0.0.0:%d %s %s", port, strings.Join(flags, " "), name)
 	p, err := h.Command(context.WithoutCancel(t.Context()), command)
 	if err != nil {
 		t.Fatal(err)
@@ -153,6 +196,7 @@ func (s *server) dialAs(features string) *client {
 	}
 	s.t.Cleanup(func() { conn.Close() })
 	c := &client{t: s.t, Client: rsptest.NewClient(conn)}
+	c.Patience = time.Minute // an emulated machine may be slow
 	c.must("qSupported:" + features)
 	if err := c.NoAck(); err != nil {
 		s.t.Fatal(err)
@@ -206,7 +250,7 @@ func (s *server) gdb(args ...string) string {
 // runGDB runs the machine's gdb, which must succeed or fail as told.
 func runGDB(t *testing.T, succeed bool, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	args = append([]string{"-nx", "-batch", "-iex", "set confirm off", "-iex", "set pagination off"}, args...)
 	out, err := exec.CommandContext(ctx, "gdb", args...).CombinedOutput()

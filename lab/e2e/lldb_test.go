@@ -22,13 +22,14 @@ import (
 // lldbPatterns are what each lldb prints of a guest whose vCPU 0 idles, or
 // handles an interrupt, and whose vCPU 1 is in a system call.
 var lldbPatterns = []string{
-	`Process \d+ stopped\n\* thread #1, name = 'vCPU 0', stop reason = signal SIGTRAP\n +frame #0: 0x\w+ vmlinux-\S+ at \S+:\d+`,
+	`Process \d+ stopped\n(?:warning: .*\n)?\* thread #1, name = 'vCPU 0', stop reason = signal SIGTRAP\n +frame #0: 0x\w+ vmlinux-\S+ at \S+:\d+`,
 	`\* thread #1: tid = 1, 0x\w+ .*, name = 'vCPU 0'`,
 	`  thread #2: tid = 2, 0x\w+ .*, name = 'vCPU 1'`,
 	`frame #\d+: .*(start_kernel|entry_SYSCALL_64)\b.* at \S+:\d+`,
 	`cr8 += error: unavailable`, // a PV vCPU has its own, which Xen does not tell
 	`efer += error: unavailable`,
 	`"swapper/0`,
+	`\[0xffffffff81000000-0xffffffff8\w+\) r-x`,
 	`Process \d+ detached`,
 }
 
@@ -67,7 +68,7 @@ func TestLLDB(t *testing.T) {
 			out := runLLDB(t, programs[version], "version", "target create "+vmlinux, "gdb-remote "+s.addr,
 				"thread list", "thread backtrace all", "register read cr8 efer", "p init_task.comm",
 				fmt.Sprintf("memory read --force --binary --outfile %s --count %d %#x", memory, len(text), uint64(textStart)),
-				"process plugin packet monitor help",
+				"process plugin packet monitor help", fmt.Sprintf("memory region %#x", uint64(textStart)),
 				"thread select 1", "register read --all", "thread select 2", "register read --all",
 				"detach")
 			for _, want := range append(lldbPatterns, "lldb version "+version) {

@@ -27,7 +27,7 @@ func xenctx(t *testing.T, h *lab.Host, g *lab.Guest, vcpu int) map[string]uint64
 		}
 		regs[name] = v
 	}
-	for _, m := range regexp.MustCompile(`(?m)\b(\w+): ([0-9a-f]+)\b`).FindAllStringSubmatch(out, -1) {
+	for _, m := range regexp.MustCompile(`(?m)\b(\w+): (?:[0-9a-f]{4}:)?([0-9a-f]+)\b`).FindAllStringSubmatch(out, -1) {
 		set(map[string]string{"flags": "eflags"}[m[1]]+map[bool]string{true: m[1]}[m[1] != "flags"], m[2])
 	}
 	if m := regexp.MustCompile(`fs: \w+ @ (\w+)\n gs: \w+ @ (\w+)/(\w+)`).FindStringSubmatch(out); m != nil {

@@ -20,7 +20,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -38,8 +40,17 @@ const Env = "GDBSERVER_XEN_LAB"
 // of Xen that the lab knows, where a test asks by [Releases].
 const EnvAll = "GDBSERVER_XEN_LAB_ALL"
 
-// startTimeout covers the downloads of a first start too.
-const startTimeout = 15 * time.Minute
+// startTimeout covers the downloads of a first start too, and buildTimeout what
+// is built from source then.
+const (
+	startTimeout = 15 * time.Minute
+	buildTimeout = 30 * time.Minute
+)
+
+// maxAge is how long a host may have run when a test begins on it. QEMU may run a
+// PVH or HVM guest with the state of Xen, which ends in a triple fault, and on one
+// host, after twenty minutes, all such guests had it from then on.
+const maxAge = 6 * time.Minute
 
 var (
 	mu    sync.Mutex
@@ -49,9 +60,33 @@ var (
 
 // A shared host serves all tests with its configuration.
 type shared struct {
-	mu   sync.Mutex
-	host *lab.Host
-	out  router
+	mu      sync.Mutex
+	host    *lab.Host
+	started time.Time
+	out     router
+}
+
+// end closes the host, if there is one.
+// Preconditions: s.mu is held.
+func (s *shared) end(t testing.TB) {
+	t.Helper()
+	if s.host == nil {
+		return
+	}
+	if err := s.host.Close(); err != nil {
+		t.Errorf("close host: %v", err)
+	}
+	s.host = nil
+}
+
+// endUnused closes the host, unless a test uses it.
+func (s *shared) endUnused(t testing.TB) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.out.unused() {
+		s.end(t)
+	}
 }
 
 // Require skips the test unless tests on real Xen are wanted.
@@ -71,8 +106,9 @@ func Releases() []string {
 	return []string{lab.DefaultRelease}
 }
 
-// Host returns a running host, the same one for the same configuration. The
-// fields Log and Progress do not count: consoles go to the test's output.
+// Host returns a running host: the one there is, if it has the same configuration
+// and is not too old. It closes others that no test uses. The fields Log and
+// Progress do not count: consoles go to the test's output.
 func Host(t testing.TB, cfg lab.Config) *lab.Host {
 	t.Helper()
 	Require(t)
@@ -87,33 +123,64 @@ func Host(t testing.TB, cfg lab.Config) *lab.Host {
 		hosts[cfg] = s
 	}
 	tests[t.Name()] = true
+	others := slices.Collect(maps.Values(hosts))
 	mu.Unlock()
+	for _, o := range others {
+		if o != s {
+			o.endUnused(t)
+		}
+	}
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	worn := s.out.unused() && time.Since(s.started) > maxAge
 	s.out.add(t)
-	if s.host != nil && s.host.PID() == 0 {
-		s.host.Close() // a test before has brought it down
-		s.host = nil
+	if s.host != nil && (worn || s.host.PID() == 0) { // or a test before has brought it down
+		s.end(t)
 	}
 	if s.host == nil {
 		diesWithGo()
 		cfg.Log, cfg.Progress = &s.out, &s.out
-		ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
+		timeout := startTimeout
+		if cfg.GDBSX {
+			timeout += buildTimeout
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), timeout)
 		defer cancel()
 		h, err := lab.Start(ctx, cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.host = h
+		s.host, s.started = h, time.Now()
 	}
 	h := s.host
+	before := len(h.Console())
 	t.Cleanup(func() {
-		if t.Failed() {
-			fmt.Fprint(t.Output(), h.Report())
+		if !t.Failed() {
+			return
+		}
+		fmt.Fprint(t.Output(), h.Report())
+		if who := broken(h.Console()[before:]); who != "" {
+			t.Logf("%s: QEMU has run %s with the state of Xen", excuse, who)
 		}
 	})
 	return h
+}
+
+// excuse is in what a test prints that failed on a machine which QEMU has broken:
+// such a failure says nothing of what was tested, and make test runs it again.
+const excuse = "this machine is broken"
+
+// xensState is what Xen prints of a guest's vCPU that has crashed, if it has the
+// code segment of Xen (__HYPERVISOR_CS in its asm-x86/config.h), which no guest has.
+var xensState = regexp.MustCompile(`\*\*\* Dumping (Dom[1-9][0-9]* vcpu#[0-9]+) state: \*\*\*\n.*\n.*\n.*RIP: +e008:`)
+
+// broken looks in the console of Xen for a guest's vCPU that has the state of Xen.
+func broken(console string) (who string) {
+	if m := xensState.FindStringSubmatch(console); m != nil {
+		return m[1]
+	}
+	return ""
 }
 
 // Guest creates a guest that is destroyed when the test ends.
@@ -123,6 +190,12 @@ func Guest(t testing.TB, h *lab.Host, cfg lab.GuestConfig) *lab.Guest {
 	if err != nil {
 		t.Fatal(err)
 	}
+	DestroyAtEnd(t, g)
+	return g
+}
+
+// DestroyAtEnd destroys a guest when the test ends.
+func DestroyAtEnd(t testing.TB, g *lab.Guest) {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
@@ -130,7 +203,6 @@ func Guest(t testing.TB, h *lab.Host, cfg lab.GuestConfig) *lab.Guest {
 			t.Error(err)
 		}
 	})
-	return g
 }
 
 // Output runs a command in dom0, which must succeed, and returns what it
@@ -184,6 +256,13 @@ func (r *router) add(t testing.TB) {
 		defer r.mu.Unlock()
 		r.tests = slices.DeleteFunc(r.tests, func(o testing.TB) bool { return o == t })
 	})
+}
+
+// unused tells that no test runs that was added.
+func (r *router) unused() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.tests) == 0
 }
 
 // Write passes whole lines on.

@@ -48,6 +48,40 @@ func TestDiesWithGo(t *testing.T) {
 	})
 }
 
+// make test runs tests again by the text that they print here.
+func TestExcuse(t *testing.T) {
+	makefile, err := os.ReadFile("../../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "-again '" + excuse + "'"; !strings.Contains(string(makefile), want) {
+		t.Errorf("the Makefile has no %s", want)
+	}
+}
+
+// A guest's vCPU with the state of Xen is told from crashes that are somebody's
+// fault: a guest's own, and the hypervisor's.
+func TestBroken(t *testing.T) {
+	const console = `(XEN) d4v0 Triple fault - invoking HVM shutdown action 1
+(XEN) *** Dumping Dom4 vcpu#0 state: ***
+(XEN) ----[ Xen-4.17.7  x86_64  debug=n  Not tainted ]----
+(XEN) CPU:    0
+(XEN) RIP:    e008:[<ffff82d0402044a5>]
+(XEN) RFLAGS: 0000000000000246   CONTEXT: hvm guest (d4v0)
+`
+	for text, want := range map[string]string{
+		"":      "",
+		console: "Dom4 vcpu#0",
+		strings.ReplaceAll(console, "e008", "0010"):                       "",
+		strings.ReplaceAll(console, "e008", "e033"):                       "",
+		strings.ReplaceAll(console, "Dumping Dom4 vcpu#0 state", "Panic"): "",
+	} {
+		if got := broken(text); got != want {
+			t.Errorf("got %q, want %q, in\n%s", got, want, text)
+		}
+	}
+}
+
 func wait(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	for range 600 {

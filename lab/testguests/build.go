@@ -28,6 +28,11 @@ type Program struct {
 	// Probes to ProbesEnd is a table of virtual addresses, each followed by the
 	// word that the guest's own CPU has read there: two numbers of 64 bits.
 	Probes, ProbesEnd uint64
+	// Rounds and Failures are where the guest of Vectors counts: how often it
+	// has looked at its registers, and how often they were not as it left them.
+	Rounds, Failures uint64
+	// Pattern to PatternEnd has the pattern of PV32, by virtual address.
+	Pattern, PatternEnd uint64
 }
 
 // Build assembles and links a guest in a directory.
@@ -49,9 +54,13 @@ func (g *Guest) build(ctx context.Context, dir string) (*Program, error) {
 	}
 	defer os.RemoveAll(src)
 	asm, object, path := filepath.Join(src, "asm"), filepath.Join(src, "guest.o"), filepath.Join(dir, g.Name)
+	width, format := "--64", "elf_x86_64"
+	if g.Bits == 32 {
+		width, format = "--32", "elf_i386"
+	}
 	for _, args := range [][]string{
-		{"as", "--64", "--fatal-warnings", "-o", object, g.Name + ".s"},
-		{"ld", "-m", "elf_x86_64", "-static", "-nostdlib", "--no-warn-rwx-segments", "-T", "guest.ld", "-o", path, object},
+		{"as", width, "--fatal-warnings", "-o", object, g.Name + ".s"},
+		{"ld", "-m", format, "-static", "-nostdlib", "--no-warn-rwx-segments", "-T", "guest.ld", "-o", path, object},
 	} {
 		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 		cmd.Dir = asm
@@ -71,6 +80,8 @@ func (g *Guest) build(ctx context.Context, dir string) (*Program, error) {
 	p := &Program{Path: path}
 	fields := map[string]*uint64{
 		"park": &p.Park, "park_end": &p.ParkEnd, "root": &p.Root, "probes": &p.Probes, "probes_end": &p.ProbesEnd,
+		"rounds": &p.Rounds, "failures": &p.Failures,
+		"pattern": &p.Pattern, "pattern_end": &p.PatternEnd,
 	}
 	for _, s := range symbols {
 		if field := fields[s.Name]; field != nil {

@@ -5,7 +5,7 @@
 //
 // They are assembly, in asm, built by the machine's binutils in a moment. They
 // boot as PVH guests ([lab.Host.CreateKernelGuest]) on a CPU with AVX
-// ([lab.VectorCPU]).
+// ([lab.VectorCPU]); Vectors and PV32 are PV guests.
 //
 // Section numbers are the SDM's, volume 3A.
 package testguests

@@ -13,6 +13,7 @@ type Guest struct {
 	Name     string // also of its source file
 	Mode     string
 	MemoryMB int
+	Bits     int  // of its program: 32, or 0 for 64
 	VCPUs    int  // only vCPU 0 is ever started
 	User     bool // it stays in user mode
 	Ranges   []Range
@@ -28,6 +29,24 @@ type Alias struct{ A, B uint64 }
 // Guests gives all of them.
 func Guests() []*Guest {
 	return []*Guest{realMode(), flat(), twoLevel(), pae(), long(), compat()}
+}
+
+// Vectors gives a PV guest that checks its own vector registers, for ever, and
+// counts in Program.Rounds and Program.Failures. Nothing else of it is described.
+func Vectors() *Guest {
+	g := &Guest{Name: "vectors", Mode: "64-bit PV", MemoryMB: memoryMB, VCPUs: 1, Vectors: map[string][]byte{}}
+	g.vectors(16)
+	return g
+}
+
+// PV32 gives a PV guest of 32 bits: PAE tables of machine frames. Program.Pattern
+// is where it has a pattern.
+func PV32() *Guest {
+	g := &Guest{Name: "pv32", Mode: "32-bit PV", MemoryMB: memoryMB, VCPUs: 1, Bits: 32, Values: map[string]uint64{
+		"cs": 0xe019, "ss": 0xe021, "ds": 0xe021, "es": 0xe021,
+	}}
+	g.general(8, func(v uint64) uint64 { return v & 0xffff_ffff })
+	return g
 }
 
 const memoryMB = 32

@@ -54,6 +54,7 @@ type hostFlags struct {
 func (f *hostFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.cfg.Release, "xen", lab.DefaultRelease, "`release` of Xen")
+	flags.BoolVar(&f.cfg.GDBSX, "gdbsx", false, "boot a hypervisor with CONFIG_GDBSX, which is built first")
 	flags.StringVar(&f.cfg.CPU, "cpu", lab.DefaultCPU, "QEMU's CPU `model`")
 	flags.StringVar(&f.kind, "kind", string(lab.PV), "`kind` of the guest: pv, pvh or hvm")
 	flags.IntVar(&f.guest.VCPUs, "vcpus", 2, "the guest's `number` of vCPUs")
@@ -73,15 +74,16 @@ func (f *hostFlags) configs() (lab.Config, lab.GuestConfig) {
 }
 
 func prepareCommand() *cobra.Command {
-	var release string
+	cfg := lab.Config{Progress: os.Stderr}
 	cmd := &cobra.Command{
 		Use:   "prepare",
 		Short: "download and build what a host needs, without starting one",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return lab.Prepare(cmd.Context(), lab.Config{Release: release, Progress: os.Stderr})
+			return lab.Prepare(cmd.Context(), cfg)
 		},
 	}
-	cmd.Flags().StringVar(&release, "xen", lab.DefaultRelease, "`release` of Xen")
+	cmd.Flags().StringVar(&cfg.Release, "xen", lab.DefaultRelease, "`release` of Xen")
+	cmd.Flags().BoolVar(&cfg.GDBSX, "gdbsx", false, "build a hypervisor with CONFIG_GDBSX too")
 	return cmd
 }

@@ -1,0 +1,208 @@
+// This file is about domains that end, move or change while a client waits for a
+// stop, with a breakpoint in them that is hit all the time.
+
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"gdbserver-xen/lab"
+	"gdbserver-xen/lab/labtest"
+)
+
+// trapped gives a guest that traps itself, and a client that waits for a stop
+// while a breakpoint that does not count is hit in it all the time. text is from
+// before.
+func trapped(t *testing.T, h *lab.Host) (g *lab.Guest, s *server, c *client, text []byte) {
+	t.Helper()
+	g = labtest.Guest(t, h, lab.GuestConfig{MemoryMB: 128, Cmdline: "work=traps sysrq_always_enabled"})
+	s = attach(t, h, g)
+	c = s.dial()
+	text = c.text(h)
+	c.want(fmt.Sprintf("Z0,%x,1", symbolAddress(t, h, "do_nanosleep"))+falseCondition, "OK")
+	if err := c.Post("vCont;c"); err != nil {
+		t.Fatal(err)
+	}
+	ticks(t, g)
+	return g, s, c, text
+}
+
+// text reads code of a guest's kernel: what there is at the breakpoint of
+// trapped, and the handler whose place the parking spot takes.
+func (c *client) text(h *lab.Host) []byte {
+	c.t.Helper()
+	return append(c.read(symbolAddress(c.t, h, "do_nanosleep"), 16),
+		c.read(symbolAddress(c.t, h, "xen_asm_exc_coproc_segment_overrun"), 16)...)
+}
+
+// stopSoon is stop for what takes the toolstack a while.
+func (c *client) stopSoon(within time.Duration) string {
+	c.t.Helper()
+	for deadline := time.Now().Add(within); ; {
+		reply, err := c.Receive()
+		switch {
+		case err == nil && !strings.HasPrefix(reply, "O"):
+			return reply
+		case err != nil && time.Now().After(deadline):
+			c.t.Fatalf("wait for a stop: %v", err)
+		}
+	}
+}
+
+// nothingLeft checks that no journal is left to undo.
+func nothingLeft(t *testing.T, h *lab.Host) {
+	t.Helper()
+	// A guardian leaves the journal of what it has undone, empty.
+	out := labtest.Output(t, h, `pidof gdbserver-xen xen-guardian
+for f in /run/gdbserver-xen/*.journal; do [ -e $f ] && [ -n "$(head -c 8 $f | tr -d '\000')" ] && echo $f; done; true`)
+	if strings.TrimSpace(out) != "" {
+		t.Errorf("left behind: %q", out)
+	}
+}
+
+// The end of a domain is the end of the session: W00, and a server that says
+// nothing of errors.
+func TestDomainEnds(t *testing.T) {
+	h := host(t, machine)
+	for _, tt := range []struct{ name, command string }{
+		{"destroyed", ""},
+		{"rebooted", "xl reboot %s"},
+		{"reboots itself", "xl sysrq %s b"},
+		{"powered off", "xl sysrq %s o"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g, s, c, _ := trapped(t, h)
+			if tt.command == "" {
+				if err := g.Destroy(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				labtest.Output(t, h, fmt.Sprintf(tt.command, g.Name()))
+			}
+			if stop := c.stopSoon(40 * time.Second); !strings.HasPrefix(stop, "W00") {
+				t.Errorf("got stop reply %q, want W00", stop)
+			}
+			c.Close()
+			s.exit()
+			nothingLeft(t, h)
+		})
+	}
+}
+
+// A crash is a stop, in which all can be read.
+func TestDomainCrashes(t *testing.T) {
+	h := host(t, machine)
+	g, s, c, text := trapped(t, h)
+	labtest.Output(t, h, "xl sysrq "+g.Name()+" c")
+	if stop := c.stopSoon(40 * time.Second); !strings.HasPrefix(stop, "T06") {
+		t.Fatalf("got stop reply %q, want T06", stop)
+	}
+	// The parking spot does not show while it is there.
+	if got := c.text(h); !bytes.Equal(got, text) {
+		t.Errorf("got % x of a crashed guest, want % x", got, text)
+	}
+	if rip := registers(c)["rip"]; int64(rip) >= 0 {
+		t.Errorf("a kernel crashed at rip %#x", rip)
+	}
+	if stop := c.resume("vCont;c"); !strings.HasPrefix(stop, "T06") {
+		t.Errorf("got stop reply %q when it is to go on, want T06", stop)
+	}
+	c.want("D", "OK")
+	s.exit()
+	nothingLeft(t, h)
+}
+
+// A domain that is saved leaves without what was planted in it: the
+// session ends, and what goes on elsewhere is the guest's own.
+func TestDomainLeaves(t *testing.T) {
+	unproven(t)
+	h := host(t, machine)
+	for _, tt := range []struct{ name, command string }{
+		{"saved", "xl save %[1]s /run/%[1]s.save && xl restore /run/%[1]s.save; rm /run/%[1]s.save"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g, s, c, text := trapped(t, h)
+			command, err := h.Command(t.Context(), fmt.Sprintf(tt.command, g.Name()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if stop := c.stopSoon(time.Minute); !strings.HasPrefix(stop, "W00") {
+				t.Errorf("got stop reply %q, want W00", stop)
+			}
+			c.Close()
+			s.exit()
+			nothingLeft(t, h)
+			if res, err := command.Wait(); err != nil || res.ExitCode != 0 {
+				t.Fatalf("%s: %v, exit code %d\n%s%s", tt.command, err, res.ExitCode, res.Stdout, res.Stderr)
+			}
+			counts := readOwnTraps(t, g).worksOn(t, g, "after it was "+tt.name)
+			s = attach(t, h, g)
+			c = s.dial()
+			if got := c.text(h); !bytes.Equal(got, text) {
+				t.Errorf("got % x, want % x", got, text)
+			}
+			c.want("D", "OK")
+			s.exit()
+			counts.worksOn(t, g, "after another session")
+			healthy(t, g)
+		})
+	}
+}
+
+// vCPUs that go and come back are threads that go and come back, and hit what is
+// planted. One that is down at detach has its own traps when it comes back.
+func TestVCPUsComeAndGo(t *testing.T) {
+	unproven(t)
+	h := host(t, machine)
+	g, s, c, _ := trapped(t, h)
+	// The toolstack also takes a vCPU that we hold for one that is down, so the
+	// guest's kernel is asked.
+	set := func(n int) {
+		t.Helper()
+		says := map[int]string{1: "CPU 1 is now offline", 2: "installing Xen timer for CPU 1"}[n]
+		before := strings.Count(g.Console(), says)
+		labtest.Output(t, h, fmt.Sprintf("xl vcpu-set %s %d", g.Name(), n))
+		eventually(t, fmt.Sprintf("the guest has %d vCPUs", n), func() bool {
+			return strings.Count(g.Console(), says) > before
+		})
+	}
+	threads := func() int { return strings.Count(c.must("qfThreadInfo"), ".") }
+	interrupt := func() {
+		t.Helper()
+		if err := c.Interrupt(); err != nil {
+			t.Fatal(err)
+		}
+		if stop := c.stop(); !strings.HasPrefix(stop, "T02") {
+			t.Fatalf("got stop reply %q to an interrupt", stop)
+		}
+	}
+	set(1)
+	interrupt()
+	if n := threads(); n != 1 {
+		t.Errorf("got %d threads of 1 vCPU", n)
+	}
+	place := fmt.Sprintf("0,%x,1", symbolAddress(t, h, "do_idle"))
+	c.want("Z"+place+falseCondition, "OK")
+	c.runs(func() { set(2) })
+	if n := threads(); n != 2 {
+		t.Errorf("got %d threads of 2 vCPUs", n)
+	}
+	c.want("Z"+place, "OK")
+	second := fmt.Sprintf("p%x.2", g.ID())
+	for try := 0; stopThread(t, c.resume("vCont;c")) != second; try++ {
+		if try == 100 {
+			t.Fatal("the vCPU that came back does not come to a breakpoint")
+		}
+	}
+	c.want("z"+place, "OK")
+	c.runs(func() { set(1) })
+	c.want("D", "OK")
+	s.exit()
+	set(2)
+	readOwnTraps(t, g).worksOn(t, g, "after a vCPU came back")
+	healthy(t, g)
+}

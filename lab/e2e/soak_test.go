@@ -1,0 +1,176 @@
+// This file puts a load on run control: many hits and steps over a busy guest,
+// and servers that are killed in the middle of it.
+
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"gdbserver-xen/lab"
+	"gdbserver-xen/lab/labtest"
+)
+
+// scaled gives how often to do something: less than what was asked for, unless
+// the environment says otherwise.
+func scaled(t *testing.T, least, most int) int {
+	t.Helper()
+	if s := os.Getenv("GDBSERVER_XEN_SOAK"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatalf("GDBSERVER_XEN_SOAK: %v", err)
+		}
+		return min(n, most)
+	}
+	return least
+}
+
+// textSize is how much of the kernel's text is compared: what is planted, the trap
+// handlers and the parking spot are in it.
+const textSize = 2 << 20
+
+// soakConfig is a guest with more to do than there are CPUs for. Its watchdogs
+// would take a stop for a hang.
+var soakConfig = lab.GuestConfig{VCPUs: 4, Cmdline: "work=load nowatchdog rcupdate.rcu_cpu_stall_suppress=1"}
+
+// Hits on code that all vCPUs run all the time, and steps, lose nothing and leave
+// no trace.
+func TestSoak(t *testing.T) {
+	unproven(t)
+	hits, steps := scaled(t, 200, 20000), scaled(t, 200, 20000)
+	eachControlled(t, soakConfig, func(t *testing.T, h *lab.Host, g *lab.Guest) {
+		s := attach(t, h, g)
+		c := s.dial()
+		text := c.read(textStart, textSize)
+		at := symbolAddress(t, h, "hrtimer_nanosleep")
+		c.want(fmt.Sprintf("Z0,%x,1", at), "OK")
+		begin := time.Now()
+		byThread := map[string]int{}
+		for range hits {
+			stop := c.resume("vCont;c")
+			if !strings.Contains(stop, "swbreak") {
+				t.Fatalf("got stop reply %q", stop)
+			}
+			byThread[stopThread(t, stop)]++
+		}
+		hitTime := time.Since(begin) / time.Duration(hits)
+		c.want(fmt.Sprintf("z0,%x,1", at), "OK")
+		begin = time.Now()
+		threads := []string{}
+		for thread := range byThread {
+			threads = append(threads, thread)
+		}
+		for i := range steps {
+			thread := threads[i*len(threads)/steps]
+			if stop := c.resume("vCont;s:" + thread); !strings.HasPrefix(stop, "T05") || stopThread(t, stop) != thread {
+				t.Fatalf("got stop reply %q to a step of %s", stop, thread)
+			}
+		}
+		stepTime := time.Since(begin) / time.Duration(steps)
+		if len(byThread) != g.Config().VCPUs {
+			t.Errorf("hits by thread: %v, want some on each of %d", byThread, g.Config().VCPUs)
+		}
+		if i := firstDifference(c.read(textStart, textSize), text); i >= 0 {
+			t.Errorf("kernel text differs at %#x", textStart+uint64(i))
+		}
+		t.Logf("%d hits, %v each, by thread %v; %d steps, %v each", hits, hitTime.Round(10*time.Microsecond), byThread, steps, stepTime.Round(10*time.Microsecond))
+		c.want("D", "OK")
+		s.exit()
+	})
+}
+
+// A server that is killed in the middle of run control leaves nothing behind.
+func TestKilledInRunControl(t *testing.T) {
+	rounds := scaled(t, 8, 200)
+	guest := soakConfig
+	guest.Cmdline = strings.Replace(guest.Cmdline, "work=load", "work=sleep", 1) // it is to tick after each
+	eachControlled(t, guest, func(t *testing.T, h *lab.Host, g *lab.Guest) {
+		at := symbolAddress(t, h, "hrtimer_nanosleep")
+		var before snapshot
+		for round := range rounds {
+			s := attach(t, h, g)
+			c := s.dial()
+			now := takeSnapshot(t, h, g, c)
+			if why := now.differs(before); round > 0 && why != "" {
+				t.Fatalf("round %d: %s", round, why)
+			}
+			before = now
+			c.want(fmt.Sprintf("Z0,%x,1", at), "OK")
+			c.want(fmt.Sprintf("Z2,%x,8", symbolAddress(t, h, "init_task")), "OK")
+			dead := make(chan struct{})
+			go func() {
+				defer close(dead)
+				for {
+					c.Post("vCont;c")
+					stop, err := c.Receive()
+					for i := 0; i < 3 && err == nil; i++ {
+						_, thread, _ := strings.Cut(stop, "thread:")
+						thread, _, _ = strings.Cut(thread, ";")
+						c.Post("vCont;s:" + thread)
+						stop, err = c.Receive()
+					}
+					if err != nil {
+						return
+					}
+				}
+			}()
+			time.Sleep(time.Duration(rand.IntN(600)) * time.Millisecond)
+			if err := s.Signal(syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-dead:
+			case <-time.After(30 * time.Second):
+				t.Fatalf("round %d: the server lives on", round)
+			}
+			ticks(t, g)
+		}
+		s := attach(t, h, g)
+		c := s.dial()
+		if why := takeSnapshot(t, h, g, c).differs(before); why != "" {
+			t.Fatalf("in the end: %s", why)
+		}
+		c.want("D", "OK")
+		s.exit()
+		t.Logf("%d of %d", rounds, rounds)
+	})
+}
+
+// snapshot is what a guest must have back.
+type snapshot struct {
+	text   []byte
+	seeded bool   // the kernel has rewritten the branches that wait for random numbers
+	online string // the vCPUs, as the toolstack sees them
+	dr7    [4]uint64
+}
+
+func takeSnapshot(t *testing.T, h *lab.Host, g *lab.Guest, c *client) snapshot {
+	t.Helper()
+	s := snapshot{text: c.read(textStart, textSize), seeded: strings.Contains(g.Console(), "crng init done")}
+	for n := range g.Config().VCPUs {
+		c.want(fmt.Sprintf("Hgp%x.%x", g.ID(), n+1), "OK")
+		s.dr7[n] = registers(c)["dr7"]
+	}
+	s.online = labtest.Output(t, h, fmt.Sprintf("xl vcpu-list %s | awk '{print $3, $5}' | tr -d 'rb'", g.Name()))
+	return s
+}
+
+// differs tells what is not as it was.
+func (s snapshot) differs(old snapshot) string {
+	switch i := firstDifference(s.text, old.text); {
+	case i >= 0 && s.seeded == old.seeded:
+		return fmt.Sprintf("kernel text differs at %#x", textStart+uint64(i))
+	case s.dr7 != old.dr7:
+		return fmt.Sprintf("dr7 is %#x, was %#x", s.dr7, old.dr7)
+	case len(bytes.Fields([]byte(s.online))) != len(bytes.Fields([]byte(old.online))):
+		return fmt.Sprintf("vCPUs are %s, were %s", s.online, old.online)
+	}
+	return ""
+}
