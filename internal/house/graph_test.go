@@ -53,6 +53,7 @@ var rooms = []string{
 	"internal/engine",
 	"internal/linux",
 	"internal/debugger",
+	"internal/guardian",
 	"cmd/gdbserver-xen",
 	"lab",
 }
@@ -63,6 +64,8 @@ var tools = []string{"internal/house", "internal/tally"}
 // testHelpers are imported by tests only, and by each other.
 var testHelpers = []string{"xen/xentest", "rsp/rsptest", "lab/labtest"}
 
+const guardianKnows = "guardian knows bytes, processes and files only"
+
 // never lists imports that the order of the rooms would allow.
 var never = []struct{ from, to, why string }{
 	{"rsp", "xen", "rsp knows no Xen"},
@@ -70,6 +73,11 @@ var never = []struct{ from, to, why string }{
 	{"internal/guest", "rsp", "guest knows no packets"},
 	{"internal/engine", "rsp", "engine knows no GDB"},
 	{"internal/linux", "rsp", "what Linux says of itself has nothing to do with packets"},
+	{"internal/guardian", "xen", guardianKnows},
+	{"internal/guardian", "rsp", guardianKnows},
+	{"internal/guardian", "internal/guest", guardianKnows},
+	{"internal/guardian", "internal/engine", guardianKnows},
+	{"internal/guardian", "internal/debugger", guardianKnows},
 }
 
 // budget are the modules that the product may depend on, and why.
