@@ -137,8 +137,21 @@ func (s *server) debug(ctx context.Context, l listener) error {
 		}
 		return err
 	}
+	target, err := s.target(g)
+	if err != nil {
+		return err
+	}
 	s.announce(g, l)
-	return s.serve(ctx, g)
+	return s.serve(ctx, target)
+}
+
+// target makes a target of a guest, or gives that back.
+func (s *server) target(g *guest.Guest) (*debugger.Target, error) {
+	target, err := debugger.New(g, debugger.Config{Log: s.logs.layer("debugger"), Engine: s.opts.engine})
+	if err != nil {
+		return nil, errors.Join(err, g.Detach())
+	}
+	return target, nil
 }
 
 // clients gives the connections that come in, until none can come any more.
@@ -213,26 +226,24 @@ func lldbAddress(address string) string {
 
 // serve serves clients, one after the other, until one has detached, none can
 // come any more, or ctx ends. It gives the domain back.
-func (s *server) serve(ctx context.Context, g *guest.Guest) error {
+func (s *server) serve(ctx context.Context, target *debugger.Target) error {
 	for {
 		conn, ok := s.next(ctx)
 		if !ok {
-			return s.giveBack(ctx, g)
+			return s.giveBack(ctx, target)
 		}
-		if g == nil {
-			var err error
-			if g, err = guest.Attach(s.host, s.id, s.ledger); err != nil {
+		if target == nil {
+			g, err := guest.Attach(s.host, s.id, s.ledger)
+			if err == nil {
+				target, err = s.target(g)
+			}
+			if err != nil {
 				conn.Close()
 				return err
 			}
 		}
 		say(s.out, "%s connected", conn.peer)
-		target, err := debugger.New(g, debugger.Config{Log: s.logs.layer("debugger"), Engine: s.opts.engine})
-		if err != nil {
-			conn.Close()
-			return errors.Join(err, g.Detach())
-		}
-		err = s.session(ctx, conn, target)
+		err := s.session(ctx, conn, target)
 		if err == nil {
 			say(s.out, "%s detached, domain %d is as it was", conn.peer, s.id)
 			return nil
@@ -240,7 +251,7 @@ func (s *server) serve(ctx context.Context, g *guest.Guest) error {
 		if detachErr := target.Detach(); detachErr != nil {
 			return errors.Join(err, detachErr)
 		}
-		g = nil
+		target = nil
 		switch {
 		case s.gone():
 			say(s.out, "domain %d is gone", s.id)
@@ -270,9 +281,9 @@ func (s *server) gone() bool {
 }
 
 // giveBack detaches when no client is there.
-func (s *server) giveBack(ctx context.Context, g *guest.Guest) error {
-	if g != nil {
-		if err := g.Detach(); err != nil {
+func (s *server) giveBack(ctx context.Context, target *debugger.Target) error {
+	if target != nil {
+		if err := target.Detach(); err != nil {
 			return err
 		}
 	}

@@ -384,6 +384,18 @@ func TestRefusedDomains(t *testing.T) {
 	}
 }
 
+// An engine that was asked for and cannot be had is told at once, not to the first
+// client.
+func TestEngineRefused(t *testing.T) {
+	d := fakeDomain(t, 1)
+	s := start(t, "attach", "--listen", "localhost:0", "--engine", "monitor", "3")
+	s.ends(1)
+	if said := s.String(); !strings.Contains(said, "monitor") || strings.Contains(said, "listening") {
+		t.Errorf("it says %q", said)
+	}
+	paused(t, d, 1)
+}
+
 func TestListOnFake(t *testing.T) {
 	d := fakeDomain(t, 1)
 	var out bytes.Buffer
