@@ -280,5 +280,9 @@ func (t *Target) judge(n int, b *breakpoint) (stop bool) {
 	if err != nil {
 		t.print(fmt.Sprintf("The breakpoint at %#x: %v.\n", b.Addr, err))
 	}
+	t.hits++
+	if !stop {
+		t.kept++
+	}
 	return stop
 }

@@ -37,9 +37,10 @@ func init() {
 			}
 			return writeBacktraces(writerFunc(out), t.guest, t.kernel)
 		}},
-		{"stats", "count what the server has asked of the hypervisor", func(t *Target, out func(string)) error {
+		{"stats", "count what the server has asked of the hypervisor, and hits of breakpoints", func(t *Target, out func(string)) error {
 			s := t.guest.Stats()
-			out(fmt.Sprintf("hypercalls %d\nmappings   %d\nframes     %d\n", s.Hypercalls, s.Mappings, s.Frames))
+			out(fmt.Sprintf("hypercalls %d\nmappings   %d\nframes     %d\nhits       %d, %d of them not told: a condition was false, or commands were run\n",
+				s.Hypercalls, s.Mappings, s.Frames, t.hits, t.kept))
 			return nil
 		}},
 	}

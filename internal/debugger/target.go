@@ -39,6 +39,7 @@ type Target struct {
 	breakpoints map[rsp.Place]*breakpoint
 	slots       [debugSlots]slot
 	pending     []hit     // hits that the client has not been told of
+	hits, kept  int       // of breakpoints, and those of them that were none for the client
 	past        []place   // by vCPU: the breakpoint that it is to run over, if any
 	plan        []motion  // what each vCPU is to do
 	leg         leg       // what they do now

@@ -174,6 +174,46 @@ func TestCondition(t *testing.T) {
 	})
 }
 
+// A condition that is false ten thousand times makes no stop reply, and the first
+// time that it is true makes one.
+func TestFalseCondition(t *testing.T) {
+	times := scaled(t, 300, 10000)
+	eachControlled(t, lab.GuestConfig{Cmdline: "work=sleep"}, func(t *testing.T, h *lab.Host, g *lab.Guest) {
+		s := attach(t, h, g)
+		c := s.dial()
+		place := fmt.Sprintf("Z0,%x,1", symbolAddress(t, h, "hrtimer_nanosleep"))
+		c.want(place+falseCondition, "OK")
+		begin := time.Now()
+		hits, kept := 0, 0
+		for kept < times {
+			before := kept
+			c.runs(func() { time.Sleep(5 * time.Second) })
+			said := c.monitor("stats")
+			_, line, _ := strings.Cut(said, "hits ")
+			if _, err := fmt.Sscanf(strings.TrimSpace(line), "%d, %d of them", &hits, &kept); err != nil {
+				t.Fatalf("%q: %v", said, err)
+			}
+			if kept == before {
+				t.Fatal("no hit in 5 seconds")
+			}
+		}
+		if hits != kept {
+			t.Errorf("%d hits, but the condition was false %d times", hits, kept)
+		}
+		t.Logf("false %d times in %v", kept, time.Since(begin).Round(time.Second))
+		// const32 100000000, reg 5 (rdi: for how long), less_signed, end
+		c.want(place+";Xa,2405f5e1002600051427", "OK")
+		if stop := c.resume("vCont;c"); !strings.Contains(stop, "swbreak") {
+			t.Fatalf("got stop reply %q", stop)
+		}
+		if r := registers(c)["rdi"]; r <= 100000000 {
+			t.Errorf("stopped at a sleep of %d ns", r)
+		}
+		c.want("D", "OK")
+		s.exit()
+	})
+}
+
 // dprintf prints from the server, and nothing stops.
 func TestDprintf(t *testing.T) {
 	h, g := idle(t, machine)
