@@ -44,6 +44,10 @@ type Kernel struct {
 	text    []int    // those that are code
 	code    []extent // where code is
 	orc     *orc     // nil: none
+
+	offsets   offsets // of structures, once they were asked for
+	noOffsets error   // why there are none
+	vmcore    VMCoreInfo
 }
 
 // extent is from an address to before another.
