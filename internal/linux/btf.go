@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -214,7 +215,7 @@ func (t *btf) member(id int, path []string, budget *int, depth int) (offset uint
 type offsets map[string]uint64
 
 // keys are all that is asked for of a kernel's structures.
-func keys() []string { return ringKeys }
+func keys() []string { return slices.Concat(ringKeys, taskKeys) }
 
 // types gives what the kernel says of its structures, read once.
 func (k *Kernel) types(mem Memory) (offsets, error) {
