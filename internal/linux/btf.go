@@ -215,7 +215,7 @@ func (t *btf) member(id int, path []string, budget *int, depth int) (offset uint
 type offsets map[string]uint64
 
 // keys are all that is asked for of a kernel's structures.
-func keys() []string { return slices.Concat(ringKeys, taskKeys) }
+func keys() []string { return slices.Concat(ringKeys, taskKeys, moduleKeys) }
 
 // types gives what the kernel says of its structures, read once.
 func (k *Kernel) types(mem Memory) (offsets, error) {

@@ -180,6 +180,8 @@ type fakeData struct {
 	*Kernel
 	mem space
 	o   offsets
+	// loaded is memory of modules.
+	loaded space
 }
 
 const fakeDataBase = 0xffff888001000000
