@@ -217,6 +217,13 @@ type offsets map[string]uint64
 // keys are all that is asked for of a kernel's structures.
 func keys() []string { return slices.Concat(ringKeys, taskKeys, moduleKeys) }
 
+// ReadTypes reads what the kernel says of its structures, which does not change
+// while it runs, so that what is asked for later needs no more of it.
+func (k *Kernel) ReadTypes(mem Memory) error {
+	_, err := k.types(mem)
+	return err
+}
+
 // types gives what the kernel says of its structures, read once.
 func (k *Kernel) types(mem Memory) (offsets, error) {
 	if k.offsets != nil || k.noOffsets != nil {

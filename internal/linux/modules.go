@@ -16,7 +16,7 @@ type Module struct {
 	Size   uint64 // of its memory
 	Uses   int    // how many things use it
 	UsedBy []string
-	State  string // "live", "loading", "unloading"
+	State  string // ModuleLive, "loading" or "unloading"
 
 	text     []extent // its code
 	data     []extent // all its memory
@@ -58,7 +58,10 @@ const (
 	stateUnformed = 3 // MODULE_STATE_UNFORMED
 )
 
-var moduleStates = []string{"live", "loading", "unloading"}
+// ModuleLive is the state of a module that is neither coming nor going.
+const ModuleLive = "live"
+
+var moduleStates = []string{ModuleLive, "loading", "unloading"}
 
 // Modules gives the modules, in the kernel's order: the last that was loaded comes
 // first. With an error, they are those before what cannot be read.
