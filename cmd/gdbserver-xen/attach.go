@@ -227,7 +227,10 @@ func (s *server) serve(ctx context.Context, g *guest.Guest) error {
 			}
 		}
 		say(s.out, "%s connected", conn.peer)
-		target, err := debugger.New(g, debugger.Config{Log: s.logs.layer("debugger"), Engine: s.opts.engine})
+		target, err := debugger.New(g, debugger.Config{
+			Log: s.logs.layer("debugger"), Engine: s.opts.engine,
+			Names: func(domains []xen.DomainInfo) (map[xen.DomID]string, error) { return domainNames(ctx, domains) },
+		})
 		if err != nil {
 			conn.Close()
 			return errors.Join(err, g.Detach())
