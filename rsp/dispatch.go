@@ -69,6 +69,7 @@ var commands = []command{
 	{name: "QStartNoAckMode", doc: "no more + and -", handle: (*session).startNoAck},
 	{name: "qXfer:features:read", args: ":{annex}:{offset},{length}", doc: "target.xml, the target description", handle: (*session).featuresXML, textErrors: true},
 	{name: "qXfer:threads:read", args: ":{annex}:{offset},{length}", doc: "threads with core, name and state", handle: (*session).threadsXML, textErrors: true},
+	{name: "qXfer:osdata:read", args: ":{annex}:{offset},{length}", doc: "tables of the system that the target is part of (info os), if it has any; without an annex, which they are", handle: (*session).osdataXML, textErrors: true},
 	{name: "qAttached", args: "[:{pid}]", doc: "always 1, so that the client detaches when it quits", handle: (*session).attached},
 	{name: "qC", doc: "the selected thread", handle: (*session).currentThread},
 	{name: "qfThreadInfo", doc: "threads, first part", handle: (*session).firstThreads, textErrors: true},

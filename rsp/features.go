@@ -65,6 +65,9 @@ func (s *session) negotiate(a *arguments) error {
 	if _, ok := s.target.(Breakpointer); ok {
 		s.out = append(s.out, ";swbreak+;hwbreak+;ConditionalBreakpoints+;BreakpointCommands+"...)
 	}
+	if _, ok := s.target.(Informer); ok {
+		s.out = append(s.out, ";qXfer:osdata:read+"...)
+	}
 	if s.multiprocess {
 		s.out = append(s.out, ";multiprocess+"...)
 	}

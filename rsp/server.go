@@ -118,6 +118,8 @@ type session struct {
 	suffix     ThreadID // of the packet being handled; zero for none
 	listed     []Thread // that qsThreadInfo still has to list
 	threadList []byte   // as XML
+	table      []byte   // as XML, the last of the target's tables that was read
+	tableName  string
 
 	refused       map[Place]error // breakpoints that gdb believes to be there
 	running       bool

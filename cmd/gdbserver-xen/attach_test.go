@@ -506,14 +506,36 @@ func TestStdio(t *testing.T) {
 	}
 }
 
-// bt says that there is no Linux, and leaves the domain as it was.
-func TestBacktraceNotLinux(t *testing.T) {
+// Commands that need a Linux say that there is none, and leave the domain as it was.
+func TestNotLinux(t *testing.T) {
 	d := fakeDomain(t, 0)
+	for _, command := range []string{"bt", "dmesg", "ps", "lsmod"} {
+		var out, errs bytes.Buffer
+		code := execute(t.Context(), []string{command, "3"}, &out, &errs)
+		const want = "gdbserver-xen: no Linux kernel with kallsyms was found in the guest's memory"
+		if code != 1 || !strings.HasPrefix(errs.String(), want) || out.Len() > 0 {
+			t.Errorf("%s: exit code %d, %q, %q", command, code, &errs, &out)
+		}
+		paused(t, d, 0)
+	}
+}
+
+// regs prints registers of any guest, and leaves the domain as it was.
+func TestRegs(t *testing.T) {
+	d := fakeDomain(t, 0)
+	d.VCPU(0).Context.RAX = 0x1234
+	d.VCPU(0).Context.RFLAGS = 0x246
 	var out, errs bytes.Buffer
-	code := execute(t.Context(), []string{"bt", "3"}, &out, &errs)
-	const want = "gdbserver-xen: no Linux kernel with kallsyms was found in the guest's memory"
-	if code != 1 || !strings.HasPrefix(errs.String(), want) || out.Len() > 0 {
-		t.Errorf("exit code %d, %q, %q", code, &errs, &out)
+	if code := execute(t.Context(), []string{"regs", "3"}, &out, &errs); code != 0 {
+		t.Fatalf("exit code %d: %s", code, &errs)
+	}
+	for _, want := range []string{
+		"vCPU 0, running, kernel mode:\n  rip       ", "  eflags    00000246  [ PF ZF IF ]\n", "\n  rax       0000000000001234  rbx       ",
+		"\n  efer      ----------------\n", "\n\nvCPU 1, running, kernel mode:\n",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in\n%s", want, &out)
+		}
 	}
 	paused(t, d, 0)
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"gdbserver-xen/internal/debugger"
 	"gdbserver-xen/xen"
 )
 
@@ -42,26 +43,10 @@ are up, memory in MB, and state.`,
 					name = "-"
 				}
 				fmt.Fprintf(w, "%d\t%s\t%v\t%d\t%d\t%s\n", d.ID, printable(name), d.Kind, d.OnlineVCPUs,
-					d.TotalPages*xen.PageSize>>20, state(d))
+					d.TotalPages*xen.PageSize>>20, debugger.DomainState(d))
 			}
 			return w.Flush()
 		},
-	}
-}
-
-// state puts a domain's state into a word or two.
-func state(d xen.DomainInfo) string {
-	switch {
-	case d.Dying:
-		return "dying"
-	case d.Shutdown:
-		return fmt.Sprintf("shut down (%v)", d.ShutdownReason)
-	case d.Paused:
-		return "paused"
-	case d.Running:
-		return "running"
-	default:
-		return "blocked"
 	}
 }
 

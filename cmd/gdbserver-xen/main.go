@@ -133,7 +133,7 @@ Start with: gdbserver-xen attach DOMAIN`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%w: `%s --help` lists the flags", err, cmd.CommandPath())
 	})
-	root.AddCommand(newAttach(), newList(), newDoctor(), newBacktrace(), newRecover(), newVersion(), newCompletion(), newGuardian())
+	root.AddCommand(newAttach(), newList(), newDoctor(), newBacktrace(), newDmesg(), newPS(), newLsmod(), newRegs(), newRecover(), newVersion(), newCompletion(), newGuardian())
 	root.SetHelpCommand(newHelp())
 	return root
 }

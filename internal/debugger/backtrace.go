@@ -3,101 +3,27 @@
 package debugger
 
 import (
-	"cmp"
-	"errors"
 	"fmt"
 	"io"
-	"slices"
 
 	"gdbserver-xen/internal/guest"
 	"gdbserver-xen/internal/linux"
-	"gdbserver-xen/xen"
 )
 
-// Backtraces prints the stacks of all vCPUs of a Linux guest. The guest runs while
-// its kernel's tables are read, and is paused only while the stacks are.
+// Backtraces prints the stacks of all vCPUs of a Linux guest.
 // Preconditions: the guest is paused, and is so after.
-func Backtraces(w io.Writer, g *guest.Guest) error {
-	places, err := findPlaces(g)
-	if err != nil {
-		return err
-	}
-	if err := g.Resume(); err != nil {
-		return err
-	}
-	k, err := lookFor(places)
-	// Translations of a guest that runs are none of one that is paused.
-	if err := errors.Join(g.ReleaseFrames(), g.Pause()); err != nil {
-		return err
-	}
-	if err != nil || outlived(places) {
-		if k, err = findKernel(g); err != nil {
-			return err
-		}
-	}
-	return writeBacktraces(w, g, k)
-}
-
-// outlived tells whether page tables that served to find a kernel are no more.
-func outlived(places []kernelPlace) bool {
-	return slices.ContainsFunc(places, func(p kernelPlace) bool {
-		gone, err := p.mem.Outlived()
-		return gone || err != nil
-	})
-}
-
-// A kernelPlace is an address in a kernel, and memory as a vCPU sees it.
-type kernelPlace struct {
-	addr uint64
-	mem  *guest.Reader
-}
-
-// findPlaces gives the handlers of page faults, which are in the kernel. A vCPU in
-// user mode may see no more of that than its entry.
-func findPlaces(g *guest.Guest) ([]kernelPlace, error) {
-	vcpus, err := g.VCPUs()
-	if err != nil {
-		return nil, err
-	}
-	var places []kernelPlace
-	for _, n := range vcpus {
-		addr, err := g.Handler(n, xen.VectorPageFault)
-		if err != nil {
-			continue
-		}
-		if mem, err := g.Reader(n); err == nil {
-			places = append(places, kernelPlace{addr, mem})
-		}
-	}
-	return places, nil
-}
-
-// lookFor looks for the kernel at places.
-func lookFor(places []kernelPlace) (k *linux.Kernel, err error) {
-	for _, p := range places {
-		if k, err = linux.Find(p.mem, p.addr); err == nil {
-			return k, nil
-		}
-	}
-	return nil, cmp.Or(err, linux.ErrNotLinux)
-}
-
-// findKernel looks for the kernel of a guest that is paused.
-func findKernel(g *guest.Guest) (*linux.Kernel, error) {
-	places, err := findPlaces(g)
-	if err != nil {
-		return nil, err
-	}
-	return lookFor(places)
-}
+func Backtraces(w io.Writer, g *guest.Guest) error { return makeReport(w, g, writeBacktraces) }
 
 // writeBacktraces prints the stacks of all vCPUs.
-func writeBacktraces(w io.Writer, g *guest.Guest, k *linux.Kernel) error {
+func writeBacktraces(w io.Writer, g *guest.Guest, k *linux.Kernel, mem linux.Memory) error {
 	vcpus, err := g.VCPUs()
 	if err != nil {
 		return err
 	}
 	fmt.Fprintln(w, k.Banner)
+	if _, err := k.Modules(mem); err != nil {
+		fmt.Fprintf(w, "functions of modules are not known: %v\n", err)
+	}
 	for _, n := range vcpus {
 		state, err := g.State(n)
 		if err != nil {
@@ -148,8 +74,8 @@ func writeFrame(w io.Writer, k *linux.Kernel, i int, f linux.Frame) {
 		fmt.Fprintln(w, "    --- interrupt or exception ---")
 	}
 	fmt.Fprintf(w, "#%-3d 0x%016x", i, f.RIP)
-	if name, offset, ok := k.Function(f.Place()); ok && !f.UserMode {
-		fmt.Fprintf(w, " %s+%#x", name, offset+f.RIP-f.Place())
+	if place, ok := k.Place(f); ok {
+		fmt.Fprintf(w, " %s", place)
 	}
 	fmt.Fprintln(w)
 }

@@ -27,15 +27,16 @@ func init() {
 		{"caps", "tell what can be done with this guest, and why not", func(t *Target, out func(string)) error {
 			return WriteCapabilities(writerFunc(out), capabilities(t.guest, t.engine, t.noEngine))
 		}},
-		{"bt", "print the stacks of all vCPUs, by what a Linux guest says of itself", func(t *Target, out func(string)) error {
-			if t.kernel == nil {
-				k, err := findKernel(t.guest)
-				if err != nil {
-					return err
-				}
-				t.kernel = k
+		{"bt", "print the stacks of all vCPUs, by what a Linux guest says of itself", monitorReport(writeBacktraces)},
+		{"dmesg", "print the log of a Linux guest's kernel", monitorReport(writeLog)},
+		{"ps", "list the tasks of a Linux guest", monitorReport(writeTasks)},
+		{"lsmod", "list the modules of a Linux guest's kernel", monitorReport(writeModules)},
+		{"regs", "print the registers of all vCPUs", func(t *Target, out func(string)) error {
+			k, mem, err := t.linux()
+			if err != nil { // and the guest may be something else
+				k = nil
 			}
-			return writeBacktraces(writerFunc(out), t.guest, t.kernel)
+			return writeRegisters(writerFunc(out), t.guest, k, mem)
 		}},
 		{"stats", "count what the server has asked of the hypervisor, and hits of breakpoints", func(t *Target, out func(string)) error {
 			s := t.guest.Stats()

@@ -32,6 +32,7 @@ type Target struct {
 	log       *slog.Logger
 	layout    layout
 	kernel    *linux.Kernel // of a Linux guest, once it was asked for
+	names     func(domains []xen.DomainInfo) (map[xen.DomID]string, error)
 	stop      rsp.StopReply
 	interrupt chan struct{} // holds one request to stop
 	print     func(string)  // on the client's console
@@ -53,6 +54,7 @@ var (
 	_ rsp.Breakpointer = &Target{}
 	_ rsp.Watcher      = &Target{}
 	_ rsp.Talker       = &Target{}
+	_ rsp.Informer     = &Target{}
 )
 
 // Config is how to debug a guest.
@@ -61,6 +63,8 @@ type Config struct {
 	// or empty for the best that there is.
 	Engine string
 	Log    *slog.Logger
+	// Names gives the names of domains, of those that have one. nil: none have.
+	Names func(domains []xen.DomainInfo) (map[xen.DomID]string, error)
 }
 
 // New makes a Target of a guest that is attached to, and so paused. The Target
@@ -71,6 +75,7 @@ func New(g *guest.Guest, c Config) (*Target, error) {
 		guest:       g,
 		log:         c.Log.With("layer", "debugger"),
 		layout:      newLayout(g.Features()),
+		names:       c.Names,
 		interrupt:   make(chan struct{}, 1),
 		print:       func(string) {},
 		breakpoints: map[rsp.Place]*breakpoint{},

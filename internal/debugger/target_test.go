@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gdbserver-xen/internal/guest"
+	"gdbserver-xen/internal/linux"
 	"gdbserver-xen/rsp"
 	"gdbserver-xen/x86"
 	"gdbserver-xen/xen"
@@ -474,5 +475,27 @@ func TestMonitor(t *testing.T) {
 	}
 	if out, err := run("nonsense"); err == nil || out != "" || err.Error() != "no monitor command \"nonsense\": `monitor help` lists them" {
 		t.Errorf("nonsense: %q, %v", out, err)
+	}
+}
+
+// What needs a Linux says that there is none; registers are there all the same.
+func TestMonitorNotLinux(t *testing.T) {
+	target, d, _ := newTarget(t, xentest.Config{}, xen.PV, 2, func(d *xentest.Domain) {
+		d.VCPU(1).Context.RBX = 0x4321
+	})
+	var b strings.Builder
+	for _, line := range []string{"bt", "dmesg", "ps", "lsmod"} {
+		if err := target.Monitor(t.Context(), line, func(s string) { b.WriteString(s) }); !errors.Is(err, linux.ErrNotLinux) || b.Len() > 0 {
+			t.Errorf("%s: %q, %v", line, &b, err)
+		}
+	}
+	if err := target.Monitor(t.Context(), "regs", func(s string) { b.WriteString(s) }); err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(b.String(), "vCPU 1, running, kernel mode:\n") || !strings.Contains(b.String(), " rbx       0000000000004321 ") {
+		t.Errorf("got\n%s", &b)
+	}
+	if d.Pauses() != 1 {
+		t.Errorf("it is paused %d times", d.Pauses())
 	}
 }

@@ -44,6 +44,13 @@ type Kernel struct {
 	text    []int    // those that are code
 	code    []extent // where code is
 	orc     *orc     // nil: none
+
+	offsets   offsets // of structures, once they were asked for
+	noOffsets error   // why there are none
+	vmcore    VMCoreInfo
+	modules   []*Module
+	mem       Memory // what the modules are read from
+	room      uint64 // bytes that more of their tables may have
 }
 
 // extent is from an address to before another.
@@ -89,15 +96,23 @@ func Find(mem Memory, inside uint64) (*Kernel, error) {
 		}
 	}
 	if at, ok := k.Lookup("linux_banner"); ok {
-		b := make([]byte, 512)
+		b := make([]byte, bannerSize)
 		n, _ := mem.Read(at, b)
-		line, _, _ := bytes.Cut(b[:n], []byte("\x00"))
-		k.Banner = printable(string(bytes.TrimSpace(line)))
+		k.Banner = banner(b[:n])
 	}
 	if k.orc, err = k.findORC(mem); err != nil && !errors.Is(err, ErrNoORC) {
 		return nil, err
 	}
 	return k, nil
+}
+
+// bannerSize is more than a banner has.
+const bannerSize = 512
+
+// banner reads the line that a kernel says of itself.
+func banner(b []byte) string {
+	line, _, _ := bytes.Cut(b, []byte("\x00"))
+	return printable(string(bytes.TrimSpace(line)))
 }
 
 // printable makes text of a guest's fit for a terminal.
@@ -126,25 +141,58 @@ func (k *Kernel) Lookup(name string) (uint64, bool) {
 }
 
 // Function gives the function that an address is in, the first of those names if
-// it has several, and how far into it the address is.
+// it has several, and how far into it the address is. Those of modules are known
+// once Modules was called.
 func (k *Kernel) Function(addr uint64) (name string, offset uint64, ok bool) {
-	if !k.isText(addr) {
-		return "", 0, false
+	if k.isText(addr) {
+		return findFunction(len(k.text), func(i int) *symbol { return &k.symbols[k.text[i]] }, addr)
 	}
-	i := sort.Search(len(k.text), func(i int) bool { return k.symbols[k.text[i]].addr > addr }) - 1
+	if m := k.module(addr); m != nil {
+		return findFunction(len(m.symbols), func(i int) *symbol { return &m.symbols[i] }, addr)
+	}
+	return "", 0, false
+}
+
+// findFunction looks for the function of an address among n, which are in order.
+func findFunction(n int, at func(i int) *symbol, addr uint64) (name string, offset uint64, ok bool) {
+	i := sort.Search(n, func(i int) bool { return at(i).addr > addr }) - 1
 	if i < 0 {
 		return "", 0, false
 	}
-	at := k.symbols[k.text[i]].addr
-	for i > 0 && k.symbols[k.text[i-1]].addr == at {
+	for i > 0 && at(i-1).addr == at(i).addr {
 		i--
 	}
-	return k.symbols[k.text[i]].name, addr - at, true
+	return at(i).name, addr - at(i).addr, true
+}
+
+// Place says what function a frame is in, as "vfs_read+0x9b" or, for a module's,
+// "ppp_open+0x12 [ppp_generic]".
+func (k *Kernel) Place(f Frame) (text string, ok bool) {
+	name, offset, ok := k.Function(f.Place())
+	if !ok || f.UserMode {
+		return "", false
+	}
+	text = fmt.Sprintf("%s+%#x", name, offset+f.RIP-f.Place())
+	if m := k.module(f.Place()); m != nil {
+		text += " [" + m.Name + "]"
+	}
+	return text, true
+}
+
+// Sees tells whether this kernel is what is in some memory.
+func (k *Kernel) Sees(mem Memory) bool {
+	at, ok := k.Lookup("linux_banner")
+	if !ok {
+		return false
+	}
+	b := make([]byte, bannerSize)
+	n, _ := mem.Read(at, b)
+	return n > 0 && banner(b[:n]) == k.Banner
 }
 
 // isText tells whether an address is in the kernel's own code, not a module's.
 func (k *Kernel) isText(addr uint64) bool {
-	return slices.ContainsFunc(k.code, func(e extent) bool { return addr >= e.first && addr < e.end })
+	return within(k.code, addr)
 }
 
 // readSparse reads memory, with zeros where there is none, and tells whether there

@@ -113,7 +113,7 @@ func TestUnwind(t *testing.T) {
 			put(regs+regRIP, 0x401000)
 			check("to user mode", r, append(want[:4:4], Frame{RIP: 0x401000, UserMode: true}), "")
 			put(regs+regRIP+frameCS, 0x10)
-			check("out of the kernel", r, append(want[:4:4], Frame{RIP: 0x401000, Interrupted: true}), "not in the kernel's own code")
+			check("out of the kernel", r, append(want[:4:4], Frame{RIP: 0x401000, Interrupted: true}), "in no code of the kernel")
 			put(sp, function("startup_xen")+1)
 			check("a call of a null pointer", Registers{RSP: sp}, []Frame{{}, {RIP: function("startup_xen") + 1, Call: true}}, "")
 			check("no stack", Registers{RIP: function("leaf"), RSP: 8}, []Frame{{RIP: function("leaf")}}, "nothing is mapped at 0x8")

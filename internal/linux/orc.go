@@ -132,3 +132,21 @@ func (o *orc) at(addr uint64) (e orcEntry, ok bool) {
 	}
 	return e, e.end || e.orcType != orcUndefined && e.spReg != orcNone
 }
+
+// unwindAt gives the entry that holds at an address, and whether it is in code that
+// is known, the kernel's own or a module's.
+func (k *Kernel) unwindAt(addr uint64) (e orcEntry, ok, known bool) {
+	tables := k.orc
+	if !k.isText(addr) {
+		m := k.module(addr)
+		if m == nil {
+			return e, false, false
+		}
+		tables = m.orc
+	}
+	if tables == nil {
+		return e, false, true
+	}
+	e, ok = tables.at(addr)
+	return e, ok, true
+}

@@ -111,12 +111,12 @@ func (u *unwinder) register(now uint64, offset uint64) uint64 {
 
 // step goes to the caller from a place in a function.
 func (u *unwinder) step(at uint64) (done, user bool) {
-	e, ok := u.k.orc.at(at)
+	e, ok, known := u.k.unwindAt(at)
 	switch {
 	case u.r.RIP == 0 && u.scratch:
 		e = orcEntry{spOffset: 8, spReg: orcSP, bpReg: orcNone, orcType: orcCall} // a call of a null pointer
-	case !u.k.isText(at):
-		u.err = fmt.Errorf("%#x is not in the kernel's own code", u.r.RIP)
+	case !known:
+		u.err = fmt.Errorf("%#x is in no code of the kernel's", u.r.RIP)
 		return false, false
 	case !ok:
 		u.err = fmt.Errorf("the kernel does not say how, at %#x", u.r.RIP)

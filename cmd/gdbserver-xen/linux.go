@@ -1,0 +1,90 @@
+// This file is the commands that print what a guest says of itself: dmesg, ps and
+// lsmod of a Linux guest, bt, and regs of any.
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"log/slog"
+
+	"github.com/spf13/cobra"
+
+	"gdbserver-xen/internal/debugger"
+	"gdbserver-xen/internal/guest"
+)
+
+// howLong says what these commands do to a domain.
+const howLong = `The domain runs while its kernel's tables are read, and is paused for the
+milliseconds that it takes to read the rest. Nothing in it is changed.`
+
+func newBacktrace() *cobra.Command {
+	return newReport("bt", "print the stacks of a Linux domain's vCPUs", debugger.Backtraces,
+		`Print the stack of each vCPU of a domain, given by number or name, with the names
+of functions. No debugger and no symbol file is needed: the names, and how to
+follow a stack, are in the memory of a Linux guest (kallsyms and ORC, which the
+kernels of distributions have), also those of its modules, if the kernel
+describes its structures (BTF).
+
+`+howLong)
+}
+
+func newDmesg() *cobra.Command {
+	return newReport("dmesg", "print the log of a Linux domain's kernel", debugger.KernelLog,
+		`Print the kernel's log of a domain, given by number or name, as dmesg does in it,
+also when it hangs or has crashed. Where the log is stands in the memory of a
+Linux guest (kallsyms and VMCOREINFO or BTF).
+
+`+howLong)
+}
+
+func newPS() *cobra.Command {
+	return newReport("ps", "list the tasks of a Linux domain", debugger.Tasks,
+		`List the tasks of a domain, given by number or name: process, thread, parent,
+state as ps shows it, CPU and name, which is in brackets if the task is the
+kernel's own. The kernel has to describe its structures (BTF,
+CONFIG_DEBUG_INFO_BTF), as those of distributions do since Linux 5.10 or so.
+
+`+howLong)
+}
+
+func newLsmod() *cobra.Command {
+	return newReport("lsmod", "list the modules of a Linux domain's kernel", debugger.Modules,
+		`List the modules of a domain's kernel, given by number or name: name, size, how
+many things use it and which modules, as lsmod does, and the state of those that
+are just being loaded or unloaded. The kernel has to describe its structures
+(BTF, CONFIG_DEBUG_INFO_BTF), as those of distributions do since Linux 5.10 or so.
+
+`+howLong)
+}
+
+func newRegs() *cobra.Command {
+	return newReport("regs", "print the registers of a domain's vCPUs", debugger.Registers,
+		`Print the registers of each vCPU of a domain, given by number or name: general,
+segment, control and debug registers, with their flags by name. Dashes stand for
+what the hypervisor does not tell. If the guest is a Linux, the function that the
+vCPU is in stands behind rip.
+
+`+howLong)
+}
+
+// newReport makes a command that prints something of a domain.
+func newReport(name, short string, print func(w io.Writer, g *guest.Guest) error, long string) *cobra.Command {
+	return &cobra.Command{
+		Use:                   name + " DOMAIN",
+		Short:                 short,
+		Long:                  long,
+		Example:               "gdbserver-xen " + name + " mydomain",
+		DisableFlagsInUseLine: true,
+		Args:                  oneDomain,
+		ValidArgsFunction:     completeDomain,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			// The domain runs on before anything is printed: who reads may be slow.
+			var out bytes.Buffer
+			err := withDomain(cmd, args[0], func(g *guest.Guest, _ *slog.Logger) error { return print(&out, g) })
+			_, writeErr := out.WriteTo(cmd.OutOrStdout())
+			return errors.Join(err, writeErr)
+		},
+	}
+}

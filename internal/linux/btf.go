@@ -1,0 +1,274 @@
+// This file reads BTF, in which a kernel describes its own types
+// (Documentation/bpf/btf.rst and include/uapi/linux/btf.h in Linux), as far as it
+// takes to know where the members of structures are.
+
+package linux
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// ErrNoBTF says that a kernel does not describe its structures.
+var ErrNoBTF = errors.New("the guest's kernel does not describe its structures (CONFIG_DEBUG_INFO_BTF)")
+
+const (
+	btfMagic  = 0xeb9f
+	btfHeader = 24
+	mostBTF   = 32 << 20 // bytes
+	// mostLookups bounds the members that are looked at for one that is asked for.
+	mostLookups = 1 << 17
+	// mostNesting is how deep structures and names of types stand in each other.
+	mostNesting = 16
+)
+
+// Kinds of types (BTF_KIND_*).
+const (
+	kindArray    = 3
+	kindStruct   = 4
+	kindUnion    = 5
+	kindTypedef  = 8
+	kindVolatile = 9
+	kindConst    = 10
+	kindRestrict = 11
+	kindTypeTag  = 18
+)
+
+// btfExtra is how many bytes a type of each kind has behind its first 12, and how
+// many more for each of its parts.
+var btfExtra = []struct{ fixed, each int }{
+	1: {4, 0}, 2: {}, kindArray: {12, 0}, kindStruct: {0, 12}, kindUnion: {0, 12}, 6: {0, 8}, 7: {}, kindTypedef: {},
+	kindVolatile: {}, kindConst: {}, kindRestrict: {}, 12: {}, 13: {0, 8}, 14: {4, 0}, 15: {0, 12}, 16: {}, 17: {4, 0},
+	kindTypeTag: {}, 19: {0, 12},
+}
+
+// btf is a kernel's types.
+type btf struct {
+	types, names []byte
+	at           []uint32       // where each type stands, by its number less one
+	structs      map[string]int // numbers of those that were asked for
+}
+
+// A btfType is the first 12 bytes of a type, and what stands behind them.
+type btfType struct {
+	kind, parts int
+	packed      bool   // offsets of members have only 24 bits
+	size        uint32 // or the type that it refers to
+	rest        []byte
+}
+
+// readBTF reads types, and notes where structures of some names are.
+func readBTF(b []byte, names map[string]bool) (*btf, error) {
+	if len(b) < btfHeader || binary.LittleEndian.Uint16(b) != btfMagic {
+		return nil, errors.New("it does not begin as BTF does")
+	}
+	header := uint64(binary.LittleEndian.Uint32(b[4:]))
+	part := func(at int) []byte {
+		first := header + uint64(binary.LittleEndian.Uint32(b[at:]))
+		end := first + uint64(binary.LittleEndian.Uint32(b[at+4:]))
+		if end > uint64(len(b)) {
+			return nil
+		}
+		return b[first:end]
+	}
+	t := &btf{types: part(8), names: part(16), structs: map[string]int{}}
+	if t.types == nil || t.names == nil {
+		return nil, fmt.Errorf("its parts do not lie within its %d bytes", len(b))
+	}
+	for at := 0; at < len(t.types); {
+		kind, size := t.extent(at)
+		if size == 0 {
+			return nil, fmt.Errorf("its type %d is of unknown kind %d, or cut off", len(t.at)+1, kind)
+		}
+		t.at = append(t.at, uint32(at))
+		if kind == kindStruct {
+			if name := t.name(binary.LittleEndian.Uint32(t.types[at:])); names[string(name)] {
+				t.structs[string(name)] = len(t.at)
+			}
+		}
+		at += size
+	}
+	return t, nil
+}
+
+// extent gives the kind of the type at an offset, and its size, or 0.
+func (t *btf) extent(at int) (kind, size int) {
+	if at+12 > len(t.types) {
+		return 0, 0
+	}
+	info := binary.LittleEndian.Uint32(t.types[at+4:])
+	kind = int(info >> 24 & 0x1f)
+	if kind == 0 || kind >= len(btfExtra) {
+		return kind, 0
+	}
+	size = 12 + btfExtra[kind].fixed + btfExtra[kind].each*int(info&0xffff)
+	if at+size > len(t.types) {
+		return kind, 0
+	}
+	return kind, size
+}
+
+// name gives a name without a copy, empty if there is none.
+func (t *btf) name(at uint32) []byte {
+	if uint64(at) >= uint64(len(t.names)) {
+		return nil
+	}
+	name, _, _ := bytes.Cut(t.names[at:], []byte{0})
+	return name
+}
+
+// typ gives a type by its number.
+func (t *btf) typ(id int) (btfType, bool) {
+	if id < 1 || id > len(t.at) {
+		return btfType{}, false
+	}
+	at := int(t.at[id-1])
+	_, size := t.extent(at)
+	info := binary.LittleEndian.Uint32(t.types[at+4:])
+	return btfType{
+		kind: int(info >> 24 & 0x1f), parts: int(info & 0xffff), packed: info>>31 != 0,
+		size: binary.LittleEndian.Uint32(t.types[at+8:]), rest: t.types[at+12 : at+size],
+	}, true
+}
+
+// plain gives a type without other names of it, const and volatile.
+func (t *btf) plain(id int) (btfType, bool) {
+	for range mostNesting {
+		typ, ok := t.typ(id)
+		if !ok {
+			return typ, false
+		}
+		switch typ.kind {
+		case kindTypedef, kindVolatile, kindConst, kindRestrict, kindTypeTag:
+			id = int(typ.size)
+		default:
+			return typ, true
+		}
+	}
+	return btfType{}, false
+}
+
+// lookup gives what a key asks for: the size of a structure, as "module"; the
+// offset of a member in bytes, as "module.core_layout.base"; or of how many
+// elements a member is, as "#module.mem".
+func (t *btf) lookup(key string) (uint64, bool) {
+	key, count := strings.CutPrefix(key, "#")
+	path := strings.Split(key, ".")
+	id, ok := t.structs[path[0]]
+	if !ok {
+		return 0, false
+	}
+	if len(path) == 1 {
+		typ, ok := t.typ(id)
+		return uint64(typ.size), ok
+	}
+	budget := mostLookups
+	offset, member, ok := t.member(id, path[1:], &budget, 0)
+	if !ok || !count {
+		return offset, ok
+	}
+	typ, ok := t.plain(member)
+	if !ok || typ.kind != kindArray {
+		return 0, false
+	}
+	return uint64(binary.LittleEndian.Uint32(typ.rest[8:])), true
+}
+
+// member finds a member by its path. Members without a name have members of their
+// own that count as the structure's.
+func (t *btf) member(id int, path []string, budget *int, depth int) (offset uint64, found int, ok bool) {
+	typ, ok := t.plain(id)
+	if !ok || typ.kind != kindStruct && typ.kind != kindUnion || depth > mostNesting {
+		return 0, 0, false
+	}
+	for i := range typ.parts {
+		if *budget--; *budget < 0 {
+			return 0, 0, false
+		}
+		m := typ.rest[12*i:]
+		name, inner, bits := t.name(binary.LittleEndian.Uint32(m)), int(binary.LittleEndian.Uint32(m[4:])), binary.LittleEndian.Uint32(m[8:])
+		if typ.packed {
+			bits &= 0xffffff
+		}
+		at := uint64(bits / 8)
+		switch {
+		case len(name) == 0:
+			if offset, found, ok := t.member(inner, path, budget, depth+1); ok {
+				return at + offset, found, true
+			}
+		case string(name) != path[0]:
+		case len(path) == 1:
+			return at, inner, true
+		default:
+			offset, found, ok := t.member(inner, path[1:], budget, depth+1)
+			return at + offset, found, ok
+		}
+	}
+	return 0, 0, false
+}
+
+// offsets are what keys of btf.lookup ask for.
+type offsets map[string]uint64
+
+// keys are all that is asked for of a kernel's structures.
+func keys() []string { return slices.Concat(ringKeys, taskKeys, moduleKeys) }
+
+// ReadTypes reads what the kernel says of its structures, which does not change
+// while it runs, so that what is asked for later needs no more of it.
+func (k *Kernel) ReadTypes(mem Memory) error {
+	_, err := k.types(mem)
+	return err
+}
+
+// types gives what the kernel says of its structures, read once.
+func (k *Kernel) types(mem Memory) (offsets, error) {
+	if k.offsets != nil || k.noOffsets != nil {
+		return k.offsets, k.noOffsets
+	}
+	k.offsets, k.noOffsets = k.readTypes(mem)
+	return k.offsets, k.noOffsets
+}
+
+func (k *Kernel) readTypes(mem Memory) (offsets, error) {
+	first, ok1 := k.Lookup("__start_BTF")
+	end, ok2 := k.Lookup("__stop_BTF")
+	if !ok1 || !ok2 || end <= first {
+		return nil, ErrNoBTF
+	}
+	if end-first > mostBTF {
+		return nil, fmt.Errorf("%w in a size that can be: %d bytes", ErrNoBTF, end-first)
+	}
+	b := make([]byte, end-first)
+	readSparse(mem, first, b)
+	wanted := keys()
+	names := map[string]bool{}
+	for _, key := range wanted {
+		name, _, _ := strings.Cut(strings.TrimPrefix(key, "#"), ".")
+		names[name] = true
+	}
+	t, err := readBTF(b, names)
+	if err != nil {
+		return nil, fmt.Errorf("%w so that it can be read: %w", ErrNoBTF, err)
+	}
+	all := offsets{}
+	for _, key := range wanted {
+		if v, ok := t.lookup(key); ok {
+			all[key] = v
+		}
+	}
+	return all, nil
+}
+
+// need checks that there is what keys ask for.
+func (o offsets) need(keys ...string) error {
+	for _, key := range keys {
+		if _, ok := o[key]; !ok {
+			return fmt.Errorf("the guest's kernel has no %s: it is of a version that is not known here", strings.TrimPrefix(key, "#"))
+		}
+	}
+	return nil
+}

@@ -1,0 +1,249 @@
+// This file lists a kernel's modules (include/linux/module.h in Linux), with their
+// own kallsyms and ORC tables.
+
+package linux
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sort"
+)
+
+// A Module is a part of the kernel that was loaded.
+type Module struct {
+	Name   string
+	Size   uint64 // of its memory
+	Uses   int    // how many things use it
+	UsedBy []string
+	State  string // ModuleLive, "loading" or "unloading"
+
+	text     []extent // its code
+	data     []extent // all its memory
+	kallsyms uint64
+	orcs     [3]uint64 // number, offsets, entries
+	symbols  []symbol  // its functions, by address
+	orc      *orc
+	loaded   bool // symbols and orc are
+}
+
+// moduleKeys are the structures of modules.
+var moduleKeys = []string{
+	"module", "module.list", "module.name", "module.state",
+	"mod_kallsyms.symtab", "mod_kallsyms.num_symtab", "mod_kallsyms.strtab", "module.kallsyms",
+	"mod_kallsyms.typetab",                                                               // since 5.2
+	"module.refcnt", "module.source_list", "module_use.source_list", "module_use.source", // CONFIG_MODULE_UNLOAD
+	"module.arch.num_orcs", "module.arch.orc_unwind_ip", "module.arch.orc_unwind", // CONFIG_UNWINDER_ORC
+	// Until 6.3.
+	"module.core_layout.base", "module.core_layout.size", "module.core_layout.text_size",
+	"module.init_layout.base", "module.init_layout.size", "module.init_layout.text_size",
+	// Since 6.4.
+	"#module.mem", "module.mem", "module_memory", "module_memory.base", "module_memory.size",
+}
+
+const (
+	neededModuleKeys = 8
+	mostModules      = 4096
+	moduleNameSize   = 56 // MODULE_NAME_LEN
+	mostModuleSize   = 256 << 20
+	mostModuleMemory = 16 // pieces of one, of which Linux has 7
+	mostModuleUses   = 1 << 16
+	moduleSymbolSize = 24 // Elf64_Sym
+	// mostModuleTables bounds what is read of all modules' symbols and ORC tables,
+	// of which the largest module of Linux has about 10 MB.
+	mostModuleTables = 64 << 20
+
+	memText, memInitText = 0, 4 // MOD_TEXT, MOD_INIT_TEXT
+
+	stateUnformed = 3 // MODULE_STATE_UNFORMED
+)
+
+// ModuleLive is the state of a module that is neither coming nor going.
+const ModuleLive = "live"
+
+var moduleStates = []string{ModuleLive, "loading", "unloading"}
+
+// Modules gives the modules, in the kernel's order: the last that was loaded comes
+// first. With an error, they are those before what cannot be read.
+//
+// Function, Place and Unwind know them from then on, and read of what mem is what
+// they need.
+// Preconditions: the guest does not run.
+func (k *Kernel) Modules(mem Memory) ([]*Module, error) {
+	k.mem, k.modules, k.room = mem, nil, mostModuleTables
+	o, err := k.types(mem)
+	if err == nil {
+		err = o.need(moduleKeys[:neededModuleKeys]...)
+	}
+	head, ok := k.Lookup("modules")
+	if err == nil && !ok {
+		err = errors.New("the guest's kernel does not say where they are (CONFIG_MODULES, CONFIG_KALLSYMS_ALL)")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list modules: %w", err)
+	}
+	r := reader{mem: mem}
+	uses := mostModuleUses
+	r.list(head, mostModules, func(entry uint64) bool {
+		if m := r.module(o, entry-o["module.list"], &uses); r.err == nil && m != nil {
+			k.modules = append(k.modules, m)
+		}
+		return r.err == nil
+	})
+	if r.err != nil {
+		return k.modules, fmt.Errorf("list modules: %w", r.err)
+	}
+	return k.modules, nil
+}
+
+// module reads a struct module, or gives nil for one that is not set up. Of uses
+// there are to be no more than a number, which is counted down.
+func (r *reader) module(o offsets, at uint64, uses *int) *Module {
+	state := r.half(at + o["module.state"])
+	if state >= stateUnformed {
+		return nil
+	}
+	m := &Module{
+		Name: r.name(at+o["module.name"], moduleNameSize), State: moduleStates[state],
+		kallsyms: r.word(at + o["module.kallsyms"]),
+	}
+	r.layout(o, at, m)
+	if o.need("module.refcnt", "module.source_list", "module_use.source_list", "module_use.source") == nil {
+		m.Uses = int(int32(r.half(at+o["module.refcnt"]))) - 1 // the kernel itself counts as one (MODULE_REF_BASE)
+		r.list(at+o["module.source_list"], *uses, func(entry uint64) bool {
+			user := r.word(entry - o["module_use.source_list"] + o["module_use.source"])
+			m.UsedBy = append(m.UsedBy, r.name(user+o["module.name"], moduleNameSize))
+			*uses--
+			return true
+		})
+	}
+	if o.need("module.arch.num_orcs", "module.arch.orc_unwind_ip", "module.arch.orc_unwind") == nil {
+		m.orcs = [3]uint64{
+			uint64(r.half(at + o["module.arch.num_orcs"])),
+			r.word(at + o["module.arch.orc_unwind_ip"]), r.word(at + o["module.arch.orc_unwind"]),
+		}
+	}
+	return m
+}
+
+// layout reads where a module's memory is.
+func (r *reader) layout(o offsets, at uint64, m *Module) {
+	add := func(base, size, text uint64) {
+		if size > mostModuleSize || base+size < base {
+			return
+		}
+		m.Size += size
+		m.data = append(m.data, extent{base, base + size})
+		m.text = append(m.text, extent{base, base + min(text, size)})
+	}
+	if o.need("module.mem", "#module.mem", "module_memory", "module_memory.base", "module_memory.size") == nil {
+		for i := range min(o["#module.mem"], mostModuleMemory) {
+			piece := at + o["module.mem"] + i*o["module_memory"]
+			base, size := r.word(piece+o["module_memory.base"]), uint64(r.half(piece+o["module_memory.size"]))
+			text := uint64(0)
+			if i == memText || i == memInitText {
+				text = size
+			}
+			add(base, size, text)
+		}
+		return
+	}
+	for _, part := range []string{"module.core_layout.", "module.init_layout."} {
+		if o.need(part+"base", part+"size", part+"text_size") == nil {
+			add(r.word(at+o[part+"base"]), uint64(r.half(at+o[part+"size"])), uint64(r.half(at+o[part+"text_size"])))
+		}
+	}
+}
+
+// module gives the module whose code an address is in, or nil.
+func (k *Kernel) module(addr uint64) *Module {
+	for _, m := range k.modules {
+		if within(m.text, addr) {
+			k.load(m)
+			return m
+		}
+	}
+	return nil
+}
+
+// load reads the functions of a module and its ORC tables, once. What cannot be
+// read is not there.
+func (k *Kernel) load(m *Module) {
+	if m.loaded {
+		return
+	}
+	m.loaded = true
+	m.symbols = k.moduleSymbols(m)
+	n := m.orcs[0]
+	if k.orc == nil || n == 0 || !k.take(n*(4+orcSize)) {
+		return
+	}
+	o := &orc{start: m.orcs[1], offsets: make([]byte, n*4), entries: make([]byte, n*orcSize), flags: k.orc.flags, offsetFirst: k.orc.offsetFirst}
+	if readFull(k.mem, m.orcs[1], o.offsets) == nil && readFull(k.mem, m.orcs[2], o.entries) == nil {
+		m.orc = o
+	}
+}
+
+// take tells whether there is room for so many bytes more of modules' tables.
+func (k *Kernel) take(size uint64) bool {
+	if size > k.room {
+		return false
+	}
+	k.room -= size
+	return true
+}
+
+// moduleSymbols reads the functions of a module: a table of Elf64_Sym, with names in
+// a table beside it.
+func (k *Kernel) moduleSymbols(m *Module) []symbol {
+	o, err := k.types(k.mem)
+	if err != nil {
+		return nil
+	}
+	r := reader{mem: k.mem}
+	table, names := r.word(m.kallsyms+o["mod_kallsyms.symtab"]), r.word(m.kallsyms+o["mod_kallsyms.strtab"])
+	n := uint64(r.half(m.kallsyms + o["mod_kallsyms.num_symtab"]))
+	// The names end where the memory does that they are in.
+	size := uint64(0)
+	for _, e := range m.data {
+		if names >= e.first && names < e.end {
+			size = e.end - names
+		}
+	}
+	if r.err != nil || !k.take(n*moduleSymbolSize+size) {
+		return nil
+	}
+	entries, text := make([]byte, n*moduleSymbolSize), make([]byte, size)
+	r.read(table, entries)
+	readSparse(k.mem, names, text)
+	if r.err != nil {
+		return nil
+	}
+	var list []symbol
+	for ; len(entries) > 0; entries = entries[moduleSymbolSize:] {
+		name, section := uint64(binary.LittleEndian.Uint32(entries)), binary.LittleEndian.Uint16(entries[6:])
+		addr := binary.LittleEndian.Uint64(entries[8:])
+		if section == 0 || name >= size || !within(m.text, addr) {
+			continue
+		}
+		end := name
+		for end < size && text[end] != 0 && end-name < 512 {
+			end++
+		}
+		if end > name {
+			list = append(list, symbol{addr: addr, kind: 't', name: printable(string(text[name:end]))})
+		}
+	}
+	sort.SliceStable(list, func(i, j int) bool { return list[i].addr < list[j].addr })
+	return list
+}
+
+// within tells whether an address is in one of some pieces.
+func within(pieces []extent, addr uint64) bool {
+	for _, e := range pieces {
+		if addr >= e.first && addr < e.end {
+			return true
+		}
+	}
+	return false
+}

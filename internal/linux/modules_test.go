@@ -1,0 +1,222 @@
+package linux
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+// fakeModules is where modules are; fakeModule is a module's size, its code in
+// front.
+const (
+	fakeModules    = 0xffffffffc0200000
+	fakeModule     = 3 * pageSize
+	fakeModuleText = pageSize
+)
+
+// modules makes modules, each of which has functions with names, one every
+// functionSize bytes, all with one ORC entry.
+func (d *fakeData) modules(version string, list []Module, entry [orcSize]byte) {
+	size := int(d.o["module"])
+	head := d.new(16)
+	d.symbol("modules", head)
+	at := map[string]uint64{}
+	var entries []uint64
+	for i, m := range list {
+		at[m.Name] = d.new(size)
+		entries = append(entries, d.field(at[m.Name], "module.list"))
+		d.fakeModule(version, at[m.Name], fakeModules+uint64(i)*fakeModule, m, entry)
+	}
+	d.link(head, entries...)
+	for _, m := range list {
+		var uses []uint64
+		for _, user := range m.UsedBy {
+			use := d.new(48)
+			d.put(d.field(use, "module_use.source"), at[user])
+			uses = append(uses, d.field(use, "module_use.source_list"))
+		}
+		d.link(d.field(at[m.Name], "module.source_list"), uses...)
+	}
+}
+
+func (d *fakeData) fakeModule(version string, at, base uint64, m Module, entry [orcSize]byte) {
+	copy(d.at(d.field(at, "module.name")), m.Name)
+	for i, state := range append(moduleStates, "unformed") {
+		if state == m.State {
+			d.putHalf(d.field(at, "module.state"), uint32(i))
+		}
+	}
+	d.putHalf(d.field(at, "module.refcnt"), uint32(m.Uses+1))
+	names := base + fakeModuleText // in its memory, as kernels have it
+	if version == "6.12" {
+		for i, part := range []struct{ base, size uint64 }{{base, fakeModuleText}, {base + fakeModuleText, fakeModule - fakeModuleText}} {
+			piece := d.field(at, "module.mem") + uint64(i)*d.o["module_memory"]
+			d.put(d.field(piece, "module_memory.base"), part.base)
+			d.putHalf(d.field(piece, "module_memory.size"), uint32(part.size))
+		}
+	} else {
+		d.put(d.field(at, "module.core_layout.base"), base)
+		d.putHalf(d.field(at, "module.core_layout.size"), fakeModule)
+		d.putHalf(d.field(at, "module.core_layout.text_size"), fakeModuleText)
+	}
+	// The module's memory is somewhere else: it is moved by moved.
+	functions := []string{"", m.Name + "_init", m.Name + "_open", "__UNDEF", m.Name + "_data"}
+	table := d.new(moduleSymbolSize * len(functions))
+	text := "\x00"
+	for i, name := range functions {
+		sym := table + uint64(i)*moduleSymbolSize
+		d.putHalf(sym, uint32(len(text)))
+		text += name + "\x00"
+		section, addr := uint16(1), base+uint64(i)*functionSize
+		if name == "__UNDEF" {
+			section = 0
+		}
+		if i == 4 {
+			addr = base + fakeModuleText
+		}
+		binary.LittleEndian.PutUint16(d.at(sym+6), section)
+		d.put(sym+8, addr)
+	}
+	copy(d.moved(names), text)
+	kallsyms := d.new(32)
+	d.put(d.field(at, "module.kallsyms"), kallsyms)
+	d.put(d.field(kallsyms, "mod_kallsyms.symtab"), table)
+	d.putHalf(d.field(kallsyms, "mod_kallsyms.num_symtab"), uint32(len(functions)))
+	d.put(d.field(kallsyms, "mod_kallsyms.strtab"), names)
+	ips, entries := d.new(4), d.new(orcSize)
+	d.putHalf(ips, uint32(base-ips))
+	copy(d.at(entries), entry[:])
+	d.putHalf(d.field(at, "module.arch.num_orcs"), 1)
+	d.put(d.field(at, "module.arch.orc_unwind_ip"), ips)
+	d.put(d.field(at, "module.arch.orc_unwind"), entries)
+}
+
+// moved gives memory of a module's.
+func (d *fakeData) moved(addr uint64) []byte {
+	if d.loaded.b == nil {
+		d.loaded = space{fakeModules, make([]byte, 8*fakeModule)}
+	}
+	return d.loaded.b[addr-fakeModules:]
+}
+
+var fakeLoaded = []Module{
+	{Name: "ppp_generic", Size: fakeModule, State: "live"},
+	{Name: "odd", State: "unformed"},
+	{Name: "slhc", Size: fakeModule, Uses: 2, UsedBy: []string{"ppp_generic", "slip"}, State: "live"},
+	{Name: "slip", Size: fakeModule, Uses: -1, State: "unloading"},
+	{Name: "brd", Size: fakeModule, State: "loading"},
+}
+
+func TestModules(t *testing.T) {
+	for version := range fakeStructs {
+		d := newFakeData(version)
+		d.modules(version, fakeLoaded, [orcSize]byte{})
+		mem := spaces{d.mem, d.loaded}
+		list, err := d.Modules(mem)
+		if err != nil {
+			t.Fatalf("%s: %v", version, err)
+		}
+		var got []Module
+		for _, m := range list {
+			got = append(got, *m)
+		}
+		want := append(append([]Module{}, fakeLoaded[0]), fakeLoaded[2:]...)
+		if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Module{})); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", version, diff)
+		}
+		slhc := uint64(fakeModules + 2*fakeModule)
+		for addr, want := range map[uint64]string{
+			slhc + functionSize:       "slhc_init+0x0 [slhc]",
+			slhc + 2*functionSize + 5: "slhc_open+0x5 [slhc]",
+			slhc + fakeModuleText - 1: fmt.Sprintf("slhc_open+%#x [slhc]", fakeModuleText-1-2*functionSize),
+			slhc + 5:                  "", // before the first
+			slhc + fakeModuleText:     "", // data
+			fakeModules + fakeModule:  "", // of the one that is not set up
+			fakeModules - 1:           "",
+		} {
+			if got, _ := d.Place(Frame{RIP: addr}); got != want {
+				t.Errorf("%s: %#x is %q, want %q", version, addr, got, want)
+			}
+		}
+	}
+}
+
+// A stack goes through a module.
+func TestUnwindModule(t *testing.T) {
+	for _, l := range fakeLayouts {
+		kernel := fakeKernel(l)
+		k, err := Find(kernel, function("leaf"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := newFakeData("6.1")
+		data := d.symbols
+		d.Kernel = k
+		d.symbols = append(d.symbols, data...)
+		d.modules("6.1", fakeLoaded, l.entry(24, -16, orcSP, orcPrevSP, orcCall))
+		stack := space{fakeStack, make([]byte, pageSize)}
+		put := func(addr, v uint64) { binary.LittleEndian.PutUint64(stack.b[addr-fakeStack:], v) }
+		mem := spaces{kernel, d.mem, d.loaded, stack}
+		const sp = fakeStack + 0x100
+		open := uint64(fakeModules + 2*functionSize)
+		put(sp, open+9)
+		put(sp+8+16, function("startup_xen")+7)
+		r := Registers{RIP: function("leaf"), RSP: sp}
+		if _, err := k.Unwind(mem, r); err == nil || !strings.Contains(err.Error(), "in no code of the kernel") {
+			t.Errorf("%s: before modules are read: got %v", l.name, err)
+		}
+		if _, err := k.Modules(mem); err != nil {
+			t.Fatal(err)
+		}
+		got, err := k.Unwind(mem, r)
+		want := []Frame{{RIP: function("leaf")}, {RIP: open + 9, Call: true}, {RIP: function("startup_xen") + 7, Call: true}}
+		if diff := cmp.Diff(want, got); diff != "" || err != nil {
+			t.Errorf("%s: %v (-want +got):\n%s", l.name, err, diff)
+		}
+		if name, _ := k.Place(got[1]); name != "ppp_generic_open+0x9 [ppp_generic]" {
+			t.Errorf("%s: it is in %s", l.name, name)
+		}
+		d.put(d.field(binary.LittleEndian.Uint64(d.at(d.symbols[len(d.symbols)-1].addr))-d.o["module.list"], "module.arch.orc_unwind"), 8)
+		k.Modules(mem)
+		if _, err = k.Unwind(mem, r); err == nil || !strings.Contains(err.Error(), "does not say how") {
+			t.Errorf("%s: without ORC of the module's: got %v", l.name, err)
+		}
+	}
+}
+
+// FuzzModules gives a kernel modules that are changed at places.
+func FuzzModules(f *testing.F) {
+	for i := range 4 {
+		f.Add(i%2 == 0, uint64(i), []byte{1, 2, 3, 4, 5}[:i])
+	}
+	old, late := newFakeData("6.1"), newFakeData("6.12")
+	entry := fakeLayouts[0].entry(24, -16, orcSP, orcPrevSP, orcCall)
+	old.modules("6.1", fakeLoaded, entry)
+	late.modules("6.12", fakeLoaded, entry)
+	f.Fuzz(func(t *testing.T, isOld bool, seed uint64, changes []byte) {
+		d := late
+		if isOld {
+			d = old
+		}
+		d.orc = &orc{flags: orcLayouts[4]}
+		d.damage(seed, changes, func(k *Kernel, mem Memory) {
+			mem = spaces{mem.(space), d.loaded}
+			k.Modules(mem)
+			for i := range uint64(4 * fakeModule / functionSize) {
+				k.Place(Frame{RIP: fakeModules + i*functionSize})
+				k.unwindAt(fakeModules + i*functionSize)
+			}
+		})
+	})
+}
+
+func TestModulesNoBTF(t *testing.T) {
+	if _, err := (&Kernel{}).Modules(spaces{}); !errors.Is(err, ErrNoBTF) {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,133 @@
+package linux
+
+import (
+	"encoding/binary"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// tasks makes tasks, with the idle one in front. Those that have the process of one
+// before are its threads.
+func (d *fakeData) tasks(list []Task) {
+	const size, signalSize = 2048, 1112
+	stateKey, cpuKey := "task_struct.__state", "task_struct.thread_info.cpu"
+	if _, ok := d.o[stateKey]; !ok {
+		stateKey, cpuKey = "task_struct.state", "task_struct.cpu"
+	}
+	idle := d.new(size)
+	d.symbol("init_task", idle)
+	at := map[int]uint64{0: idle}
+	threads := map[int][]uint64{}
+	var leaders []uint64
+	for _, t := range list {
+		task := d.new(size)
+		d.putHalf(d.field(task, "task_struct.pid"), uint32(t.ID))
+		d.putHalf(d.field(task, "task_struct.tgid"), uint32(t.Process))
+		copy(d.at(d.field(task, "task_struct.comm"))[:nameSize], t.Name)
+		if t.Kernel {
+			d.putHalf(d.field(task, "task_struct.flags"), kernelThread|0x40)
+		}
+		state := map[byte]uint32{'R': 0, 'S': 0x1, 'D': 0x102, 'T': 4, 't': 8, 'I': stateIdle}
+		d.putHalf(d.field(task, stateKey), state[t.State])
+		d.putHalf(d.field(task, "task_struct.exit_state"), map[byte]uint32{'Z': 0x20, 'X': 0x10}[t.State])
+		d.putHalf(d.field(task, cpuKey), uint32(t.CPU))
+		d.put(d.field(task, "task_struct.real_parent"), at[t.Parent])
+		threads[t.Process] = append(threads[t.Process], d.field(task, "task_struct.thread_node"))
+		if t.ID == t.Process {
+			at[t.ID] = task
+			leaders = append(leaders, d.field(task, "task_struct.tasks"))
+			d.put(d.field(task, "task_struct.signal"), d.new(signalSize))
+		}
+	}
+	d.link(d.field(idle, "task_struct.tasks"), leaders...)
+	d.put(d.field(idle, "task_struct.real_parent"), idle)
+	for process, entries := range threads {
+		signal := binary.LittleEndian.Uint64(d.at(d.field(at[process], "task_struct.signal")))
+		d.link(d.field(signal, "signal_struct.thread_head"), entries...)
+	}
+}
+
+var fakeTasks = []Task{
+	{ID: 1, Process: 1, State: 'S', Name: "init"},
+	{ID: 2, Process: 2, State: 'S', Name: "kthreadd", Kernel: true},
+	{ID: 17, Process: 17, Parent: 2, State: 'I', CPU: 1, Name: "kworker/1:0H-ev", Kernel: true},
+	{ID: 300, Process: 300, Parent: 1, State: 'R', CPU: 3, Name: "server"},
+	{ID: 301, Process: 300, Parent: 1, State: 'D', CPU: 2, Name: "server worker"},
+	{ID: 302, Process: 300, Parent: 1, State: 't', Name: "traced"},
+	{ID: 400, Process: 400, Parent: 300, State: 'Z', Name: "gone"},
+	{ID: 401, Process: 401, Parent: 300, State: 'T', Name: "stopped"},
+	{ID: 402, Process: 402, Parent: 300, State: 'X', Name: "escape \x1b"},
+}
+
+func TestTasks(t *testing.T) {
+	want := slices.Clone(fakeTasks)
+	want[len(want)-1].Name = "escape ?"
+	for version := range fakeStructs {
+		d := newFakeData(version)
+		d.Kernel.offsets = nil
+		d.tasks(fakeTasks)
+		got, err := d.Tasks(d.mem)
+		if diff := cmp.Diff(want, got); diff != "" || err != nil {
+			t.Errorf("%s: %v (-want +got):\n%s", version, err, diff)
+		}
+	}
+	if got := fakeTasks[1].Title() + fakeTasks[3].Title(); got != "[kthreadd]server" {
+		t.Errorf("got %s", got)
+	}
+}
+
+// States as kernels have them at one time or another.
+func TestStateLetter(t *testing.T) {
+	for _, tt := range []struct {
+		state, exit uint32
+		want        byte
+	}{
+		{0, 0, 'R'}, {1, 0, 'S'}, {0x2001, 0, 'S'}, {2, 0, 'D'}, {0x102, 0, 'D'}, {0x402, 0, 'I'}, {0x2402, 0, 'I'},
+		{0x104, 0, 'T'}, {8, 0, 't'}, {0x80, 0x10, 'X'}, {0x80, 0x20, 'Z'}, {0x40, 0, 'P'}, {0x1000, 0, 'D'}, {0x8000, 0, 'D'},
+		{0x200, 0, 'R'}, {0xffffffff, 0xffffffff, 'I'},
+	} {
+		if got := stateLetter(tt.state, tt.exit); got != tt.want {
+			t.Errorf("%#x, %#x: got %c, want %c", tt.state, tt.exit, got, tt.want)
+		}
+	}
+}
+
+// A list that does not lead back to its head ends all the same.
+func TestTasksLoop(t *testing.T) {
+	d := newFakeData("6.1")
+	d.tasks(fakeTasks)
+	idle, _ := d.Lookup("init_task")
+	first := binary.LittleEndian.Uint64(d.at(d.field(idle, "task_struct.tasks")))
+	second := binary.LittleEndian.Uint64(d.at(first))
+	d.put(second, first)
+	got, err := d.Tasks(d.mem)
+	if len(got) != 2 || err == nil || !strings.Contains(err.Error(), "not to its head") {
+		t.Errorf("got %d tasks, %v", len(got), err)
+	}
+	d.put(second, 8)
+	if got, err = d.Tasks(d.mem); len(got) != 2 || err == nil || !strings.Contains(err.Error(), "nothing is mapped") {
+		t.Errorf("got %d tasks, %v", len(got), err)
+	}
+}
+
+// FuzzTasks gives a kernel tasks that are changed at places.
+func FuzzTasks(f *testing.F) {
+	for i := range 4 {
+		f.Add(uint64(i), []byte{1, 2, 3, 4, 5}[:i])
+	}
+	d := newFakeData("6.1")
+	d.tasks(fakeTasks)
+	f.Fuzz(func(t *testing.T, seed uint64, changes []byte) {
+		d.damage(seed, changes, func(k *Kernel, mem Memory) { k.Tasks(mem) })
+	})
+}
+
+func TestTasksNoBTF(t *testing.T) {
+	if _, err := (&Kernel{}).Tasks(spaces{}); !errors.Is(err, ErrNoBTF) {
+		t.Errorf("got %v", err)
+	}
+}
