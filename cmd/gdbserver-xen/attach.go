@@ -137,7 +137,7 @@ func (s *server) debug(ctx context.Context, l listener) error {
 		}
 		return err
 	}
-	target, err := s.target(g)
+	target, err := s.target(ctx, g)
 	if err != nil {
 		return err
 	}
@@ -146,8 +146,11 @@ func (s *server) debug(ctx context.Context, l listener) error {
 }
 
 // target makes a target of a guest, or gives that back.
-func (s *server) target(g *guest.Guest) (*debugger.Target, error) {
-	target, err := debugger.New(g, debugger.Config{Log: s.logs.layer("debugger"), Engine: s.opts.engine})
+func (s *server) target(ctx context.Context, g *guest.Guest) (*debugger.Target, error) {
+	target, err := debugger.New(g, debugger.Config{
+		Log: s.logs.layer("debugger"), Engine: s.opts.engine,
+		Names: func(domains []xen.DomainInfo) (map[xen.DomID]string, error) { return domainNames(ctx, domains) },
+	})
 	if err != nil {
 		return nil, errors.Join(err, g.Detach())
 	}
@@ -235,7 +238,7 @@ func (s *server) serve(ctx context.Context, target *debugger.Target) error {
 		if target == nil {
 			g, err := guest.Attach(s.host, s.id, s.ledger)
 			if err == nil {
-				target, err = s.target(g)
+				target, err = s.target(ctx, g)
 			}
 			if err != nil {
 				conn.Close()
