@@ -119,11 +119,10 @@ func (h *Host) OpenRing(domain DomID, vcpus int) (*Ring, error) {
 	if v := u.u32(8); v != h.event.version {
 		return nil, opError(domctlVMEventOp.String(), int(domain), fmt.Errorf("vm_event interface %d: %w", v, ErrVersion))
 	}
-	param, err := h.hvmParam(domain, paramMonitorRing, "HVM_PARAM_MONITOR_RING_PFN")
+	r, err := h.ring(domain, vcpus)
 	if err != nil {
 		return nil, err
 	}
-	r := &Ring{host: h, domain: domain, frame: GFN(param), vcpus: vcpus}
 	if err := r.open(); err != nil {
 		return nil, err
 	}
@@ -270,15 +269,23 @@ func (h *Host) DisableRing(domain DomID) error {
 	return err
 }
 
-// AdoptRing gives the ring that a domain has, made by a process that has died.
-// Its frame must not have been taken out of the guest's memory.
-// Preconditions: the domain is paused.
-func (h *Host) AdoptRing(domain DomID, vcpus int) (*Ring, error) {
+// ring gives a domain's ring, before it is made or mapped.
+func (h *Host) ring(domain DomID, vcpus int) (*Ring, error) {
 	param, err := h.hvmParam(domain, paramMonitorRing, "HVM_PARAM_MONITOR_RING_PFN")
 	if err != nil {
 		return nil, err
 	}
-	r := &Ring{host: h, domain: domain, frame: GFN(param), vcpus: vcpus}
+	return &Ring{host: h, domain: domain, frame: GFN(param), vcpus: vcpus}, nil
+}
+
+// AdoptRing gives the ring that a domain has, made by a process that has died.
+// Its frame must not have been taken out of the guest's memory.
+// Preconditions: the domain is paused.
+func (h *Host) AdoptRing(domain DomID, vcpus int) (*Ring, error) {
+	r, err := h.ring(domain, vcpus)
+	if err != nil {
+		return nil, err
+	}
 	if err := r.mapFrame(); err != nil {
 		return nil, err
 	}

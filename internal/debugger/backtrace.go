@@ -8,6 +8,7 @@ import (
 
 	"gdbserver-xen/internal/guest"
 	"gdbserver-xen/internal/linux"
+	"gdbserver-xen/x86"
 )
 
 // Backtraces prints the stacks of all vCPUs of a Linux guest.
@@ -16,23 +17,11 @@ func Backtraces(w io.Writer, g *guest.Guest) error { return makeReport(w, g, wri
 
 // writeBacktraces prints the stacks of all vCPUs.
 func writeBacktraces(w io.Writer, g *guest.Guest, k *linux.Kernel, mem linux.Memory) error {
-	vcpus, err := g.VCPUs()
-	if err != nil {
-		return err
-	}
 	fmt.Fprintln(w, k.Banner)
 	if _, err := k.Modules(mem); err != nil {
 		fmt.Fprintf(w, "functions of modules are not known: %v\n", err)
 	}
-	for _, n := range vcpus {
-		state, err := g.State(n)
-		if err != nil {
-			return err
-		}
-		r, err := g.Registers(n)
-		if err != nil {
-			return err
-		}
+	return eachVCPU(g, func(n int, state guest.State, r x86.Registers) error {
 		mem, err := g.Reader(n)
 		if err != nil {
 			return err
@@ -49,6 +38,29 @@ func writeBacktraces(w io.Writer, g *guest.Guest, k *linux.Kernel, mem linux.Mem
 		}
 		if err != nil {
 			fmt.Fprintf(w, "    %v\n", err)
+		}
+		return nil
+	})
+}
+
+// eachVCPU does something with each vCPU that is up, how it is scheduled and its
+// registers.
+func eachVCPU(g *guest.Guest, do func(n int, state guest.State, r x86.Registers) error) error {
+	vcpus, err := g.VCPUs()
+	if err != nil {
+		return err
+	}
+	for _, n := range vcpus {
+		state, err := g.State(n)
+		if err != nil {
+			return err
+		}
+		r, err := g.Registers(n)
+		if err != nil {
+			return err
+		}
+		if err := do(n, state, r); err != nil {
+			return err
 		}
 	}
 	return nil

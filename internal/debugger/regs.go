@@ -39,23 +39,12 @@ func Registers(w io.Writer, g *guest.Guest) error {
 
 // writeRegisters prints the registers of all vCPUs. There may be no kernel.
 func writeRegisters(w io.Writer, g *guest.Guest, k *linux.Kernel, mem linux.Memory) error {
-	vcpus, err := g.VCPUs()
-	if err != nil {
-		return err
-	}
 	if k != nil {
 		// Without modules, their functions have no names.
 		k.Modules(mem)
 	}
-	for i, n := range vcpus {
-		state, err := g.State(n)
-		if err != nil {
-			return err
-		}
-		r, err := g.Registers(n)
-		if err != nil {
-			return err
-		}
+	first := true
+	return eachVCPU(g, func(n int, state guest.State, r x86.Registers) error {
 		mode, place := "kernel mode", ""
 		if state.UserMode {
 			mode = "user mode"
@@ -63,9 +52,10 @@ func writeRegisters(w io.Writer, g *guest.Guest, k *linux.Kernel, mem linux.Memo
 		if k != nil {
 			place, _ = k.Place(linux.Frame{RIP: r.RIP, UserMode: state.UserMode})
 		}
-		if i > 0 {
+		if !first {
 			fmt.Fprintln(w)
 		}
+		first = false
 		fmt.Fprintf(w, "vCPU %d, %s, %s:\n", n, stateWord(state), mode)
 		for _, line := range registerLines {
 			text := registerLine(&r, line)
@@ -74,8 +64,8 @@ func writeRegisters(w io.Writer, g *guest.Guest, k *linux.Kernel, mem linux.Memo
 			}
 			fmt.Fprintln(w, text)
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // printedRegisters are those that registerLines names.
