@@ -104,6 +104,22 @@ func take(host *xen.Host, id xen.DomID, ledger *guest.Ledger, functions []uint64
 	return d, nil
 }
 
+// takeForTest takes the guest, which the end of the test gives back.
+func takeForTest(t *testing.T) *debuggee {
+	t.Helper()
+	host, id, functions := live(t)
+	d, err := take(host, id, nil, functions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.release(); err != nil {
+			t.Error(err)
+		}
+	})
+	return d
+}
+
 // release gives the guest back, which then runs on.
 func (d *debuggee) release() error {
 	err := errors.Join(d.e.Close(), d.g.Detach())
@@ -140,22 +156,23 @@ func (d *debuggee) run(motions []Motion, limit time.Duration) ([]Stop, error) {
 
 // step steps one vCPU, over what is planted where it is, while the others stand.
 // That leads behind the instruction, unless an interrupt came in between whose
-// handler waits for another: then it is the handler that is stepped.
-func (d *debuggee) step(n int) error {
+// handler waits for another: then it is the handler that is stepped, and alone is
+// false: others may have run on from where they had stopped.
+func (d *debuggee) step(n int) (alone bool, err error) {
 	before, err := d.g.Registers(n)
 	if err != nil {
-		return err
+		return false, err
 	}
 	p := d.plants[before.RIP]
 	if p != nil {
 		if err := d.g.Lift(p); err != nil {
-			return err
+			return false, err
 		}
 	}
 	motions := d.motions(Stay)
 	motions[n] = Step
 	stops, err := d.run(motions, 200*time.Millisecond)
-	alone := err == nil
+	alone = err == nil
 	// It may wait for a vCPU that is held: then all run for a while, and others may
 	// come to a breakpoint.
 	for try := 0; try < 50 && errors.Is(err, context.DeadlineExceeded); try++ {
@@ -174,36 +191,27 @@ func (d *debuggee) step(n int) error {
 		now, _ := d.g.Registers(n)
 		var code [8]byte
 		d.g.Read(n, before.RIP, code[:])
-		return fmt.Errorf("step from %#x (% x), now at %#x: %w", before.RIP, code, now.RIP, err)
+		return alone, fmt.Errorf("step from %#x (% x), now at %#x: %w", before.RIP, code, now.RIP, err)
 	}
 	if len(stops) != 1 || stops[0].VCPU != n || stops[0].Trap != Debug || stops[0].DR6&DR6BS == 0 {
-		return fmt.Errorf("a step of vCPU %d gives %+v", n, stops)
+		return alone, fmt.Errorf("a step of vCPU %d gives %+v", n, stops)
 	}
 	after, err := d.g.Registers(n)
 	switch {
 	case err != nil:
-		return err
+		return alone, err
 	case after.RFLAGS&x86.RFLAGSTF != 0:
-		return errors.New("TF is set after a step")
+		return alone, errors.New("TF is set after a step")
 	case p != nil && alone && (after.RIP <= before.RIP || after.RIP > before.RIP+15): // the longest instruction
-		return fmt.Errorf("a step leads to %#x from %#x", after.RIP, before.RIP)
+		return alone, fmt.Errorf("a step leads to %#x from %#x", after.RIP, before.RIP)
 	}
-	return nil
+	return alone, nil
 }
 
 // Both vCPUs come to the functions again and again, and are stepped over them
 // while the other stands.
 func TestLiveBreakpoints(t *testing.T) {
-	host, id, functions := live(t)
-	d, err := take(host, id, nil, functions)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := d.release(); err != nil {
-			t.Error(err)
-		}
-	}()
+	d := takeForTest(t)
 	rounds := 50
 	if v := os.Getenv(envRounds); v != "" {
 		rounds, _ = strconv.Atoi(v)
@@ -227,11 +235,15 @@ func TestLiveBreakpoints(t *testing.T) {
 			}
 			hits[s.VCPU]++
 			from := time.Now()
-			if err := d.step(s.VCPU); err != nil {
+			alone, err := d.step(s.VCPU)
+			if err != nil {
 				t.Fatalf("round %d, stops %+v: %v", round, stops, err)
 			}
 			stepping += time.Since(from)
 			steps++
+			if !alone {
+				break // where the others stopped is of the past
+			}
 		}
 	}
 	t.Logf("%v by %s: hits by vCPU %v, %v each, steps and all, %v a step", d.g.Kind(), d.e.Name(), hits,
@@ -241,16 +253,7 @@ func TestLiveBreakpoints(t *testing.T) {
 
 // A vCPU is stepped on and on through kernel code.
 func TestLiveSteps(t *testing.T) {
-	host, id, functions := live(t)
-	d, err := take(host, id, nil, functions)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := d.release(); err != nil {
-			t.Error(err)
-		}
-	}()
+	d := takeForTest(t)
 	for range 3 {
 		stops, err := d.run(d.motions(Run), 20*time.Second)
 		if err != nil {
@@ -260,7 +263,7 @@ func TestLiveSteps(t *testing.T) {
 		begin := time.Now()
 		const steps = 300
 		for i := range steps {
-			if err := d.step(n); err != nil {
+			if _, err := d.step(n); err != nil {
 				t.Fatalf("step %d: %v", i, err)
 			}
 		}
@@ -308,7 +311,7 @@ func victim(path string) {
 			}
 			for _, s := range stops {
 				for range 3 {
-					if err := d.step(s.VCPU); err != nil {
+					if _, err := d.step(s.VCPU); err != nil {
 						return err
 					}
 				}
