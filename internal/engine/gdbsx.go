@@ -546,7 +546,7 @@ func (e *gdbsx) Close() error {
 	if _, err := e.Pause(); err != nil {
 		return err
 	}
-	err := settle(e, e.g, func() bool { return e.stale(0) >= 0 || e.trapping() })
+	err := settle(e, e.g, func() bool { return e.late.any() || e.trapping() })
 	err = errors.Join(err, e.host.SetDebugging(e.g.ID(), false))
 	if e.events != nil {
 		err = errors.Join(err, e.events.Close())

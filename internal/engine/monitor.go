@@ -41,6 +41,7 @@ type monitor struct {
 	waiting  []bool             // vCPUs that are paused by an event of theirs
 	hops     []hop
 	cut      []hop // by vCPU: what Finish is to go on with
+	late     lateTraps
 	detour   detour
 	stops    []Stop    // since Resume
 	resumed  time.Time // zero if no frames are mapped
@@ -92,6 +93,7 @@ func makeMonitor(g *guest.Guest, log *slog.Logger) (*monitor, error) {
 		waiting: make([]bool, g.NumVCPUs()),
 		hops:    make([]hop, g.NumVCPUs()),
 		cut:     make([]hop, g.NumVCPUs()),
+		late:    newLateTraps(g),
 	}
 	can, err := e.host.CanMonitor(g.ID())
 	switch {
@@ -560,12 +562,12 @@ func (e *monitor) takeDebug(event xen.VMEvent, r *x86.Registers) (stop Stop, sto
 			return stop, false, err
 		}
 		return Stop{VCPU: n, Trap: Debug, DR6: cause}, true, e.clearDR6(n)
-	case tf && e.stale(n) >= 0:
-		of := e.stale(n)
+	case tf && e.late.of(n, r.RIP) >= 0:
+		of := e.late.of(n, r.RIP)
 		if err := e.g.Alter(n, func(ctx *xen.VCPUContext) { ctx.RFLAGS &^= x86.RFLAGSTF }); err != nil {
 			return stop, false, err
 		}
-		e.g.Ledger().Mark(of, false)
+		e.late.forget(of)
 		if !e.hops[of].cut {
 			return stop, false, nil
 		}
@@ -600,7 +602,7 @@ func (e *monitor) finish(n int, r *x86.Registers) error {
 		}
 		e.g.SetStepping(n, false)
 		if h.cut && !h.older {
-			e.g.Ledger().Mark(n, false)
+			e.late.forget(n)
 		}
 		if h.insn.class == pushesFlags && !h.guestTF {
 			return e.fixPushedFlags(n, r)
@@ -658,10 +660,14 @@ func (e *monitor) clearTF(n int, h hop) error {
 	case away:
 		// It is in a handler of the guest's, and will come out of it with TF: that
 		// trap is not the guest's, and wanted only by Finish.
-		e.g.Ledger().Mark(n, true)
+		from := h.from
+		if h.insn.class == popsFlags {
+			from = 0 // IRET, perhaps
+		}
+		e.late.expect(n, from)
 		e.cutShort(n, h)
 	case h.cut && !h.older:
-		e.g.Ledger().Mark(n, false)
+		e.late.forget(n)
 	}
 	e.g.SetStepping(n, false)
 	return nil
@@ -675,35 +681,19 @@ func (e *monitor) unplant(p *guest.Plant) error {
 	return nil
 }
 
-// stale gives a vCPU of which a step was called off that is still to trap, this
-// one if it is, or -1. What was to be stepped may have moved to another vCPU since.
-func (e *monitor) stale(n int) int {
-	l := e.g.Ledger()
-	if n >= 0 && l.Marked(n) {
-		return n
-	}
-	for m := range e.hops {
-		if l.Marked(m) {
-			return m
-		}
-	}
-	return -1
-}
-
-// clearStale takes RFLAGS.TF from a vCPU that has come out of the handler in which
+// clearLate takes RFLAGS.TF from a vCPU that has come out of the handler in which
 // its step was called off, and not trapped yet.
-func (e *monitor) clearStale(n int) error {
-	l := e.g.Ledger()
-	if !l.Marked(n) {
+func (e *monitor) clearLate(n int) error {
+	if !e.g.Ledger().Marked(n) {
 		return nil
 	}
 	r, err := e.g.Registers(n)
-	if err != nil || r.RFLAGS&x86.RFLAGSTF == 0 {
+	if err != nil || r.RFLAGS&x86.RFLAGSTF == 0 || e.late.of(n, r.RIP) != n {
 		return err
 	}
 	err = e.g.Alter(n, func(ctx *xen.VCPUContext) { ctx.RFLAGS &^= x86.RFLAGSTF })
 	if err == nil {
-		l.Mark(n, false)
+		e.late.forget(n)
 	}
 	return err
 }
@@ -782,7 +772,7 @@ func (e *monitor) Pause() ([]Stop, error) {
 		if done {
 			e.stops = append(e.stops, Stop{VCPU: n, Trap: Debug, DR6: DR6BS})
 		}
-		err = errors.Join(err, e2, e.callOff(n), e.clearStale(n))
+		err = errors.Join(err, e2, e.callOff(n), e.clearLate(n))
 		if done {
 			e.cut[n] = hop{}
 		}
@@ -832,7 +822,7 @@ func (e *monitor) close() error {
 		if err = e.answer(e.stopped()...); err != nil {
 			break
 		}
-		if e.stale(-1) < 0 {
+		if !e.late.any() {
 			err = e.shut()
 			if !errors.Is(err, xen.ErrRingWaited) {
 				break

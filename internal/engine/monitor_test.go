@@ -302,6 +302,46 @@ func TestMonitorStaleStep(t *testing.T) {
 	f.detach(nops)
 }
 
+// A program that traps itself gets its traps while one of a step in the kernel is
+// still to come.
+func TestMonitorOwnTrapBeforeLateOne(t *testing.T) {
+	f := newMonitored(t, xentest.Config{}, 2, nops)
+	flag := func(n int, on bool) {
+		f.Do(func() {
+			f.d.VCPU(n).Context.RFLAGS &^= x86.RFLAGSTF
+			if on {
+				f.d.VCPU(n).Context.RFLAGS |= x86.RFLAGSTF
+			}
+		})
+	}
+	f.resume(Step, Run)
+	flag(0, false) // in a handler
+	f.pause()
+	f.resume(Run, Run)
+	for n := range 2 {
+		flag(n, true)
+		f.debug(n, 0x400001, 0x7000)
+		f.idle()
+		if len(f.d.VCPU(n).Injected) != 1 || !f.tf(n) || !f.g.Ledger().Marked(0) {
+			t.Errorf("vCPU %d: injected %v, TF %v, still to trap %v", n, f.d.VCPU(n).Injected, f.tf(n), f.g.Ledger().Marked(0))
+		}
+	}
+	f.pause()
+	if !f.tf(0) {
+		t.Error("the program has lost TF")
+	}
+	f.resume(Run, Run)
+	flag(0, true)
+	f.debug(0, text+1, rsp)
+	f.idle()
+	flag(1, false)
+	f.pause()
+	if len(f.d.VCPU(0).Injected) != 1 || f.tf(0) || f.g.Ledger().Marked(0) {
+		t.Errorf("the late one: injected %v, TF %v, still to trap %v", f.d.VCPU(0).Injected, f.tf(0), f.g.Ledger().Marked(0))
+	}
+	f.detach(nops)
+}
+
 // A step that an interrupt cuts short goes on when the handler is done, perhaps on
 // another vCPU.
 func TestMonitorFinish(t *testing.T) {

@@ -34,7 +34,8 @@ type redirect struct {
 	armed   []bool   // vCPUs whose traps lead to it
 	resumed time.Time
 	steps   []step
-	cut     []step          // by vCPU: what Finish is to go on with
+	cut     []step // by vCPU: what Finish is to go on with
+	late    lateTraps
 	ctx     xen.VCPUContext // for polling
 
 	// What differs where this is a part of the engine gdbsx.
@@ -88,6 +89,7 @@ func makeRedirect(g *guest.Guest, log *slog.Logger) *redirect {
 		armed:  make([]bool, g.NumVCPUs()),
 		steps:  make([]step, g.NumVCPUs()),
 		cut:    make([]step, g.NumVCPUs()),
+		late:   newLateTraps(g),
 		number: numberRedirect,
 		pass:   func(n int, _ uint8, hideTF bool) error { return g.PassTrap(n, hideTF) },
 	}
@@ -501,7 +503,7 @@ func (e *redirect) collectDebug(n int) (stop Stop, stopped bool, err error) {
 		cause |= DR6BS
 	}
 	if cause == 0 {
-		of := e.stale(n)
+		of := e.late.of(n, r.RIP)
 		if !single || of < 0 {
 			return stop, false, e.pass(n, 1, false)
 		}
@@ -547,7 +549,7 @@ func causeOf(r *x86.Registers, own [4]uint64, ownDR7 uint64) uint64 {
 // else is to be changed. RFLAGS.TF goes if it is ours. The ledger learns of it
 // only when it is so.
 func (e *redirect) endStep(n int, change func(ctx *xen.VCPUContext)) error {
-	stepping, cut, stale := e.g.Stepping(n), false, -1
+	stepping, cut, late := e.g.Stepping(n), false, -1
 	err := e.g.Alter(n, func(ctx *xen.VCPUContext) {
 		change(ctx)
 		tf := ctx.RFLAGS&x86.RFLAGSTF != 0
@@ -555,17 +557,17 @@ func (e *redirect) endStep(n int, change func(ctx *xen.VCPUContext)) error {
 		case stepping && !tf:
 			// It is in a handler of the guest's, and will come out of it with TF: that
 			// trap is not the guest's, and wanted only by Finish.
-			e.g.Ledger().Mark(n, true)
+			e.late.expect(n, e.steps[n].from)
 			cut = true
 		case stepping:
 			if e.steps[n].cut && !e.steps[n].older {
-				stale = n
+				late = n
 			}
 			if !e.steps[n].guestTF {
 				ctx.RFLAGS &^= x86.RFLAGSTF
 			}
 		case tf && !stepping:
-			if stale = e.stale(n); stale >= 0 {
+			if late = e.late.of(n, ctx.RIP); late >= 0 {
 				ctx.RFLAGS &^= x86.RFLAGSTF
 			}
 		}
@@ -580,8 +582,8 @@ func (e *redirect) endStep(n int, change func(ctx *xen.VCPUContext)) error {
 	if stepping {
 		e.forgetStep(n)
 	}
-	if stale >= 0 {
-		e.g.Ledger().Mark(stale, false)
+	if late >= 0 {
+		e.late.forget(late)
 	}
 	return nil
 }
@@ -589,20 +591,6 @@ func (e *redirect) endStep(n int, change func(ctx *xen.VCPUContext)) error {
 func (e *redirect) forgetStep(n int) {
 	e.steps[n] = step{}
 	e.g.SetStepping(n, false)
-}
-
-// stale gives the vCPU of which a step was called off that a single-step trap of
-// vCPU n may be of, or -1. What was to be stepped may have moved to another vCPU.
-func (e *redirect) stale(n int) int {
-	if e.g.Ledger().Marked(n) {
-		return n
-	}
-	for m := range e.armed {
-		if e.g.Ledger().Marked(m) {
-			return m
-		}
-	}
-	return -1
 }
 
 // fixPushedFlags takes RFLAGS.TF out of what PUSHF has just pushed, while the
@@ -635,7 +623,7 @@ func (e *redirect) Close() error {
 	if _, err := e.Pause(); err != nil {
 		return err
 	}
-	err := settle(e, e.g, func() bool { return e.stale(0) >= 0 })
+	err := settle(e, e.g, e.late.any)
 	if err == nil {
 		e.spot = 0
 	}

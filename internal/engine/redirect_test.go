@@ -384,6 +384,55 @@ func TestRedirectFinish(t *testing.T) {
 	}
 }
 
+// A program that traps itself gets its traps while one of a step in the kernel is
+// still to come.
+func TestRedirectOwnTrapBeforeLateOne(t *testing.T) {
+	f := newFixture(t, 2)
+	g, e := f.start()
+	if err := e.Resume([]Motion{Step, Run}); err != nil {
+		t.Fatal(err)
+	}
+	c := &f.d.VCPU(0).Context
+	was := *c
+	c.RFLAGS, c.RIP, c.RSP = was.RFLAGS&^x86.RFLAGSTF, kernelText+0x400, was.RSP-0x100 // an interrupt
+	stops, err := e.Pause()
+	if check(t, stops, err); len(stops) != 0 || !g.Ledger().Marked(0) {
+		t.Fatalf("got stops %v, still to trap %v", stops, g.Ledger().Marked(0))
+	}
+	for n := range 2 {
+		if err := e.Resume([]Motion{Run, Run}); err != nil {
+			t.Fatal(err)
+		}
+		f.Do(func() {
+			c := &f.d.VCPU(n).Context
+			c.Flags &^= xen.VGCFInKernel
+			c.RIP, c.CS, c.RSP, c.SS = userText, 0x33, userText+0x800, 0x2b
+			c.RFLAGS |= x86.RFLAGSTF
+			c.DebugRegs[6] |= DR6BS
+			f.trap(n, 1)
+		})
+		stops, err := e.Pause()
+		if check(t, stops, err); len(stops) != 0 || !g.Ledger().Marked(0) {
+			t.Errorf("vCPU %d: got stops %v, still to trap %v", n, stops, g.Ledger().Marked(0))
+		}
+		if c := &f.d.VCPU(n).Context; c.RIP != handlers+16 || c.DebugRegs[6]&DR6BS == 0 || f.word(c.RSP+32)&x86.RFLAGSTF == 0 {
+			t.Errorf("vCPU %d: at %#x, dr6 %#x, rflags of the program %#x", n, c.RIP, c.DebugRegs[6], f.word(c.RSP+32))
+		}
+	}
+	if err := e.Resume([]Motion{Run, Run}); err != nil {
+		t.Fatal(err)
+	}
+	f.Do(func() {
+		c.RFLAGS, c.RIP, c.RSP = was.RFLAGS, was.RIP, was.RSP
+		c.DebugRegs[6] &^= DR6BS
+	})
+	f.run(0)
+	stops, err = e.Pause()
+	if check(t, stops, err); len(stops) != 0 || g.Ledger().Marked(0) || c.DebugRegs[6]&DR6BS != 0 {
+		t.Errorf("the late one: got stops %v, still to trap %v, dr6 %#x", stops, g.Ledger().Marked(0), c.DebugRegs[6])
+	}
+}
+
 // Traps of the guest's own reach its handlers, with the frame that these expect.
 func TestRedirectPassesTraps(t *testing.T) {
 	f := newFixture(t, 1)
