@@ -16,8 +16,8 @@ import (
 )
 
 // howLong says what these commands do to a domain.
-const howLong = `The domain runs while its kernel's tables are read, and is paused for the
-milliseconds that it takes to read the rest. Nothing in it is changed.`
+const howLong = `The domain runs while its kernel's tables are read, and is paused only while the
+rest is read. Nothing in it is changed.`
 
 func newBacktrace() *cobra.Command {
 	return newReport("bt", "print the stacks of a Linux domain's vCPUs", debugger.Backtraces,
