@@ -137,24 +137,24 @@ func (s *server) debug(ctx context.Context, l listener) error {
 		}
 		return err
 	}
-	target, err := s.target(ctx, g)
-	if err != nil {
-		return err
+	if err := s.canUse(g); err != nil {
+		return errors.Join(err, g.Detach())
 	}
 	s.announce(g, l)
-	return s.serve(ctx, target)
+	return s.serve(ctx, g)
 }
 
-// target makes a target of a guest, or gives that back.
-func (s *server) target(ctx context.Context, g *guest.Guest) (*debugger.Target, error) {
-	target, err := debugger.New(g, debugger.Config{
-		Log: s.logs.layer("debugger"), Engine: s.opts.engine,
-		Names: func(domains []xen.DomainInfo) (map[xen.DomID]string, error) { return domainNames(ctx, domains) },
-	})
-	if err != nil {
-		return nil, errors.Join(err, g.Detach())
+// canUse tells at once, not when the first client comes, of an engine that was
+// asked for and cannot be had.
+func (s *server) canUse(g *guest.Guest) error {
+	if s.opts.engine == "" {
+		return nil
 	}
-	return target, nil
+	e, err := engine.Choose(g, s.opts.engine, s.logs.layer("engine"))
+	if err == nil {
+		err = e.Close()
+	}
+	return err
 }
 
 // clients gives the connections that come in, until none can come any more.
@@ -229,24 +229,29 @@ func lldbAddress(address string) string {
 
 // serve serves clients, one after the other, until one has detached, none can
 // come any more, or ctx ends. It gives the domain back.
-func (s *server) serve(ctx context.Context, target *debugger.Target) error {
+func (s *server) serve(ctx context.Context, g *guest.Guest) error {
 	for {
 		conn, ok := s.next(ctx)
 		if !ok {
-			return s.giveBack(ctx, target)
+			return s.giveBack(ctx, g)
 		}
-		if target == nil {
-			g, err := guest.Attach(s.host, s.id, s.ledger)
-			if err == nil {
-				target, err = s.target(ctx, g)
-			}
-			if err != nil {
+		if g == nil {
+			var err error
+			if g, err = guest.Attach(s.host, s.id, s.ledger); err != nil {
 				conn.Close()
 				return err
 			}
 		}
 		say(s.out, "%s connected", conn.peer)
-		err := s.session(ctx, conn, target)
+		target, err := debugger.New(g, debugger.Config{
+			Log: s.logs.layer("debugger"), Engine: s.opts.engine,
+			Names: func(domains []xen.DomainInfo) (map[xen.DomID]string, error) { return domainNames(ctx, domains) },
+		})
+		if err != nil {
+			conn.Close()
+			return errors.Join(err, g.Detach())
+		}
+		err = s.session(ctx, conn, target)
 		if err == nil {
 			say(s.out, "%s detached, domain %d is as it was", conn.peer, s.id)
 			return nil
@@ -254,7 +259,7 @@ func (s *server) serve(ctx context.Context, target *debugger.Target) error {
 		if detachErr := target.Detach(); detachErr != nil {
 			return errors.Join(err, detachErr)
 		}
-		target = nil
+		g = nil
 		switch {
 		case s.gone():
 			say(s.out, "domain %d is gone", s.id)
@@ -284,9 +289,9 @@ func (s *server) gone() bool {
 }
 
 // giveBack detaches when no client is there.
-func (s *server) giveBack(ctx context.Context, target *debugger.Target) error {
-	if target != nil {
-		if err := target.Detach(); err != nil {
+func (s *server) giveBack(ctx context.Context, g *guest.Guest) error {
+	if g != nil {
+		if err := g.Detach(); err != nil {
 			return err
 		}
 	}
