@@ -42,6 +42,12 @@ counts() {
 	done <kprobe_profile
 	echo "$line"
 }
+# onlines brings up a vCPU that the toolstack has given back, as udev does.
+onlines() {
+	for cpu in /sys/devices/system/cpu/cpu[1-9]*/online; do
+		read -r is <"$cpu" && [ "$is" = 0 ] && echo 1 >"$cpu"
+	done 2>/dev/null
+}
 toggle() {
 	echo "$1" >events/kprobes/inside/enable
 	echo "inside $1"
@@ -68,7 +74,10 @@ n=0
 while :; do
 	n=$((n + 1))
 	case "$work" in
-	traps | toggle) counts ;;
+	traps | toggle)
+		counts
+		onlines
+		;;
 	esac
 	case "$work$((n % 8))" in
 	toggle0) toggle 1 ;;

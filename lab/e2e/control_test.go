@@ -47,15 +47,6 @@ func eachControlled(t *testing.T, guest lab.GuestConfig, test func(t *testing.T,
 // debuggable is a host whose hypervisor has the calls of gdbsx.
 var debuggable = lab.Config{GDBSX: true, MemoryMB: 2560}
 
-// unproven skips a test that does not pass each time yet, for want of a quiet
-// machine to try it on, unless everything is to be tried.
-func unproven(t *testing.T) {
-	t.Helper()
-	if os.Getenv(labtest.EnvAll) != "1" {
-		t.Skipf("does not pass each time yet: tried with %s=1 only", labtest.EnvAll)
-	}
-}
-
 // expect checks that gdb prints what matches each pattern, in order.
 func expect(t *testing.T, out string, patterns ...string) {
 	t.Helper()

@@ -119,7 +119,6 @@ func TestDomainCrashes(t *testing.T) {
 // A domain that is saved leaves without what was planted in it: the
 // session ends, and what goes on elsewhere is the guest's own.
 func TestDomainLeaves(t *testing.T) {
-	unproven(t)
 	h := host(t, machine)
 	for _, tt := range []struct{ name, command string }{
 		{"saved", "xl save %[1]s /run/%[1]s.save && xl restore /run/%[1]s.save; rm /run/%[1]s.save"},
@@ -156,7 +155,6 @@ func TestDomainLeaves(t *testing.T) {
 // vCPUs that go and come back are threads that go and come back, and hit what is
 // planted. One that is down at detach has its own traps when it comes back.
 func TestVCPUsComeAndGo(t *testing.T) {
-	unproven(t)
 	h := host(t, machine)
 	g, s, c, _ := trapped(t, h)
 	// The toolstack also takes a vCPU that we hold for one that is down, so the

@@ -83,7 +83,6 @@ const falseCondition = ";X3,220027"
 // debugger whose breakpoint is hit all the time, nor one that steps, nor a
 // breakpoint right at a kprobe's int3.
 func TestOwnTraps(t *testing.T) {
-	unproven(t)
 	h := host(t, machine)
 	g := labtest.Guest(t, h, lab.GuestConfig{Cmdline: "work=traps"})
 	counts := readOwnTraps(t, g).worksOn(t, g, "before")

@@ -43,7 +43,6 @@ var soakConfig = lab.GuestConfig{VCPUs: 4, Cmdline: "work=load nowatchdog rcupda
 // Hits on code that all vCPUs run all the time, and steps, lose nothing and leave
 // no trace.
 func TestSoak(t *testing.T) {
-	unproven(t)
 	hits, steps := scaled(t, 200, 20000), scaled(t, 200, 20000)
 	eachControlled(t, soakConfig, func(t *testing.T, h *lab.Host, g *lab.Guest) {
 		s := attach(t, h, g)
