@@ -21,6 +21,7 @@ func TestVCPUInfo(t *testing.T) {
 	v := d.VCPU(1)
 	v.Running, v.CPUTime, v.CPU = true, 17*time.Second, 5
 	d.VCPU(2).Online, d.VCPU(2).Blocked = false, true
+	d.Pause() // or it would take more time
 	h := x.Host()
 	for n, want := range []xen.VCPUInfo{
 		{Online: true},

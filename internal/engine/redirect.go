@@ -36,6 +36,7 @@ type redirect struct {
 	steps   []step
 	cut     []step // by vCPU: what Finish is to go on with
 	late    lateTraps
+	dr6     []uint64        // by vCPU: as it was resumed with
 	ctx     xen.VCPUContext // for polling
 
 	// What differs where this is a part of the engine gdbsx.
@@ -90,6 +91,7 @@ func makeRedirect(g *guest.Guest, log *slog.Logger) *redirect {
 		steps:  make([]step, g.NumVCPUs()),
 		cut:    make([]step, g.NumVCPUs()),
 		late:   newLateTraps(g),
+		dr6:    make([]uint64, g.NumVCPUs()),
 		number: numberRedirect,
 		pass:   func(n int, _ uint8, hideTF bool) error { return g.PassTrap(n, hideTF) },
 	}
@@ -290,6 +292,14 @@ func (e *redirect) prepare(motions []Motion) error {
 		if err := e.set(n, m); err != nil {
 			return fmt.Errorf("resume vCPU %d: %w", n, err)
 		}
+		if e.spot == 0 || m == Stay {
+			continue
+		}
+		ctx, err := e.g.Context(n)
+		if err != nil {
+			return fmt.Errorf("resume vCPU %d: %w", n, err)
+		}
+		e.dr6[n] = ctx.DebugRegs[6]
 	}
 	return nil
 }
@@ -425,6 +435,9 @@ func (e *redirect) Pause() ([]Stop, error) {
 	if err := e.g.Pause(); err != nil {
 		return nil, err
 	}
+	if err := e.flush(); err != nil {
+		return nil, err
+	}
 	var stops []Stop
 	for n := range e.armed {
 		if !e.armed[n] || e.g.Held(n) && !e.g.Stepping(n) {
@@ -439,6 +452,108 @@ func (e *redirect) Pause() ([]Stop, error) {
 		}
 	}
 	return stops, nil
+}
+
+const (
+	// flushTime is how long a vCPU may take to get to a CPU.
+	flushTime = time.Second
+	// flushRun is more than it needs there to take its trap.
+	flushRun = 100 * time.Microsecond
+	// flushTries is how often it may be paused before it has taken that.
+	flushTries = 5
+)
+
+// flush lets traps come to the parking spot that the hypervisor owes a vCPU. A CPU
+// delivers a trap only when it goes back to the guest, and pauses the vCPU before
+// that if it is to (Xen, arch/x86/x86_64/entry.S, test_all_events, since 4.14 at
+// least). No context tells of it, and it will lead to where the trap table pointed
+// when it was raised, whatever that says by then.
+// Preconditions: the guest is paused.
+func (e *redirect) flush() error {
+	if e.spot == 0 {
+		return nil
+	}
+	for range flushTries {
+		owed, err := e.owed()
+		if err != nil || len(owed) == 0 {
+			return err
+		}
+		e.log.Debug("a trap may be on its way", "vcpus", owed)
+		if err := e.g.ResumeBriefly(); err != nil {
+			return err
+		}
+		err = e.awaitRun(owed)
+		if err = errors.Join(err, e.g.Pause()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// owed gives the vCPUs that a trap may be on its way to, and for how long they
+// have run.
+func (e *redirect) owed() (map[int]time.Duration, error) {
+	owed := map[int]time.Duration{}
+	for n := range e.armed {
+		if !e.armed[n] || e.g.Held(n) {
+			continue
+		}
+		ctx, err := e.g.Context(n)
+		if errors.Is(err, xen.ErrVCPUOffline) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if !e.mayBeOwed(n, ctx) {
+			continue
+		}
+		info, err := e.host.VCPUInfo(e.g.ID(), n)
+		if err != nil {
+			return nil, err
+		}
+		if info.Online && !info.Blocked {
+			owed[n] = info.CPUTime
+		}
+	}
+	return owed, nil
+}
+
+// mayBeOwed tells whether a vCPU looks as after a trap but is not parked: a bit
+// was set in DR6, or it stands behind an int3.
+func (e *redirect) mayBeOwed(n int, ctx *xen.VCPUContext) bool {
+	if e.atSpot(ctx) {
+		return false
+	}
+	if ctx.DebugRegs[6]&^e.dr6[n]&(DR6BS|DR6Breaks) != 0 || e.g.PlantedAt(n, ctx.RIP-1) != nil {
+		return true
+	}
+	var b [1]byte
+	got, err := e.g.Read(n, ctx.RIP-1, b[:])
+	return err == nil && got == 1 && b[0] == guest.Int3
+}
+
+// awaitRun waits until vCPUs of a running guest have been on a CPU, unless they
+// need none, or the guest is kept from it.
+func (e *redirect) awaitRun(ran map[int]time.Duration) error {
+	info, err := e.g.Info()
+	if err != nil || info.Paused || info.Shutdown {
+		return err
+	}
+	deadline := time.Now().Add(flushTime)
+	for n, before := range ran {
+		for time.Now().Before(deadline) {
+			info, err := e.host.VCPUInfo(e.g.ID(), n)
+			if err != nil {
+				return err
+			}
+			if info.CPUTime >= before+flushRun || info.Blocked || !info.Online {
+				break
+			}
+			time.Sleep(pollFirst)
+		}
+	}
+	return nil
 }
 
 // collect finds out whether a vCPU has stopped, and makes it ready to go on as if

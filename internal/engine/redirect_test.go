@@ -37,6 +37,13 @@ type fixture struct {
 	pages map[uint64][]byte // by virtual address
 	mask  []bool            // by vCPU: events are masked
 	fate  []string          // by vCPU: traps that reached the guest's own handlers
+	owed  []*owedTrap       // by vCPU: a trap that was raised, but not delivered
+}
+
+// owedTrap is a trap with the handler that was to have it when it was raised.
+type owedTrap struct {
+	vector uint8
+	entry  xen.TrapInfo
 }
 
 func newFixture(t *testing.T, vcpus int) *fixture {
@@ -44,7 +51,7 @@ func newFixture(t *testing.T, vcpus int) *fixture {
 	f := &fixture{
 		Hypervisor: x, t: t, pages: map[uint64][]byte{},
 		d:    x.AddDomain(xentest.DomainConfig{ID: 3, Kind: xen.PV, VCPUs: vcpus}),
-		mask: make([]bool, vcpus), fate: make([]string, vcpus),
+		mask: make([]bool, vcpus), fate: make([]string, vcpus), owed: make([]*owedTrap, vcpus),
 	}
 	pt := f.d.NewPageTables(x86.FourLevel)
 	text := make([]byte, xen.PageSize)
@@ -89,8 +96,18 @@ func (f *fixture) bytes(addr uint64, n int) []byte {
 
 func (f *fixture) word(addr uint64) uint64 { return binary.LittleEndian.Uint64(f.bytes(addr, 8)) }
 
-// trap delivers a trap as the hypervisor does (create_bounce_frame).
+// trap raises a trap and delivers it.
 func (f *fixture) trap(n int, vector uint8) {
+	f.deliver(n, vector, f.d.VCPU(n).Context.Traps[vector])
+}
+
+// raise raises a trap, which the vCPU will get when it runs again.
+func (f *fixture) raise(n int, vector uint8) {
+	f.owed[n] = &owedTrap{vector, f.d.VCPU(n).Context.Traps[vector]}
+}
+
+// deliver delivers a trap as the hypervisor does (create_bounce_frame).
+func (f *fixture) deliver(n int, vector uint8, entry xen.TrapInfo) {
 	c := &f.d.VCPU(n).Context
 	kernel := c.Flags&xen.VGCFInKernel != 0
 	rsp, cs := c.RSP&^15, uint64(c.CS)&^3
@@ -107,7 +124,6 @@ func (f *fixture) trap(n int, vector uint8) {
 	for i, w := range []uint64{c.RCX, c.R11, c.RIP, cs, flags, c.RSP, uint64(c.SS)} {
 		binary.LittleEndian.PutUint64(f.bytes(rsp-56+8*uint64(i), 8), w)
 	}
-	entry := c.Traps[vector]
 	c.RSP, c.RIP, c.CS, c.SS = rsp-56, entry.Address, 0xe033, 0xe02b
 	c.RFLAGS &^= x86.RFLAGSTF
 	c.Flags |= xen.VGCFInKernel
@@ -124,6 +140,11 @@ func (f *fixture) run(n int) {
 		v := f.d.VCPU(n)
 		c := &v.Context
 		if !v.Online {
+			return
+		}
+		if owed := f.owed[n]; owed != nil {
+			f.owed[n] = nil
+			f.deliver(n, owed.vector, owed.entry)
 			return
 		}
 		code := f.bytes(c.RIP, 2)
@@ -583,6 +604,92 @@ func TestRedirectFullStack(t *testing.T) {
 	f.goOn(e, 2, Run)
 	if c.RIP != kernelText+2 || c.RSP != f.stack(0)+80 || c.R11 != 0x11 || c.RCX != 0xc0 {
 		t.Errorf("went on at %#x, rsp %#x, r11 %#x", c.RIP, c.RSP, c.R11)
+	}
+}
+
+// runner is a connection on which the vCPUs of a guest that runs do one thing
+// after each call.
+type runner struct {
+	xen.Transport
+	f *fixture
+}
+
+func (r *runner) Hypercall(op uint64, args [5]uint64) (int64, error) {
+	n, err := r.Transport.Hypercall(op, args)
+	if r.f.d.Pauses() == 0 {
+		for n := range r.f.mask {
+			r.f.run(n)
+		}
+	}
+	return n, err
+}
+
+// A trap that was raised but not delivered when the guest was paused is a stop;
+// and it does not come to a guest that was given back.
+func TestRedirectOwedTrap(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		vector uint8
+		stop   Stop
+		rip    uint64 // where it stops
+	}{
+		{"int3", 3, Stop{Trap: Breakpoint}, breakAt},
+		{"watchpoint", 1, Stop{Trap: Debug, DR6: 1}, breakAt + 1},
+	} {
+		for _, killed := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s killed=%v", tt.name, killed), func(t *testing.T) {
+				f := newFixture(t, 1)
+				mem := make([]byte, guest.LedgerSize)
+				ledger, err := guest.NewLedger(mem)
+				check(t, ledger, err)
+				host, err := xen.NewHost(&runner{f.Transport(), f})
+				t.Cleanup(func() { host.Close() })
+				g, e := f.attach(check(t, host, err), ledger)
+				plant, err := g.Plant(0, breakAt, []byte{guest.Int3})
+				check(t, plant, err)
+				if err := g.SetDebugRegs(0, [4]uint64{userText}, 0xd0001); err != nil {
+					t.Fatal(err)
+				}
+				if err := e.Resume([]Motion{Run}); err != nil {
+					t.Fatal(err)
+				}
+				f.Do(func() {
+					c := &f.d.VCPU(0).Context
+					c.RIP = breakAt + 1
+					if tt.vector == 1 {
+						c.DebugRegs[6] |= 1
+					}
+					f.raise(0, tt.vector)
+				})
+				f.d.Pause() // before the vCPU gets it
+				g.Pause()
+				f.d.Unpause()
+				if killed {
+					g.ReleaseFrames() // as all that a process had mapped
+					left, err := guest.OpenLedger(mem)
+					if err := Recover(host, check(t, left, err), slog.New(slog.DiscardHandler)); err != nil {
+						t.Fatal(err)
+					}
+				} else {
+					stops, err := e.Pause()
+					if diff := cmp.Diff([]Stop{tt.stop}, check(t, stops, err)); diff != "" {
+						t.Errorf("stops (-want +got):\n%s", diff)
+					}
+					if r, err := g.Registers(0); check(t, r, err).RIP != tt.rip {
+						t.Errorf("stopped at %#x, want %#x", r.RIP, tt.rip)
+					}
+					if err := errors.Join(e.Close(), g.Detach()); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for range 3 {
+					f.run(0)
+				}
+				if c := f.d.VCPU(0).Context; c.RIP < breakAt || c.RIP > breakAt+0x40 || f.fate[0] != "" || f.mask[0] {
+					t.Errorf("runs on at %#x, events masked %v, the guest got %q", c.RIP, f.mask[0], f.fate[0])
+				}
+			})
+		}
 	}
 }
 
