@@ -53,6 +53,8 @@ var fakeLayouts = []fakeLayout{
 	{name: "6.15", version: "6.15.1", behind: true, end: 1},
 }
 
+const fakeBuildID = "a build id, 20 bytes"
+
 const (
 	fakeBase = imageFirst + 0x1200000 // moved by KASLR
 	fakeText = fakeBase
@@ -64,7 +66,8 @@ const (
 
 // fakeFunctions are functions with names that matter, first in the text.
 var fakeFunctions = []string{"startup_xen", "entry_SYSCALL_64", "asm_exc_page_fault", "leaf", "middle", "irq_stack", "aligned",
-	"xen_asm_exc_page_fault", "__x86_indirect_thunk_r11", "__switch_to_asm", "ret_from_fork"}
+	"xen_asm_exc_page_fault", "__x86_indirect_thunk_r11", "__switch_to_asm", "ret_from_fork",
+	"switched", "saved_pointer", "asm_exc_nmi", "asm_call_on_stack", "grown", "entry_SYSCALL_64_after_hwframe"}
 
 // fakeCode is what is at the beginning of functions.
 var fakeCode = map[string][]byte{
@@ -128,6 +131,13 @@ func fakeKernel(l fakeLayout) space {
 		"middle":                   l.entry(32, -16, orcSP, orcPrevSP, orcCall),
 		"irq_stack":                l.entry(16, -16, orcBP, orcPrevSP, orcCall),
 		"aligned":                  l.entry(0, 0, orcR10, orcNone, orcCall),
+		"switched":                 l.entry(16, -24, orcSPIndirect, orcPrevSP, orcCall),
+		"saved_pointer":            l.entry(-8, -16, orcBPIndirect, orcBP, orcCall),
+		"asm_exc_nmi":              l.entry(8, 0, orcSP, orcNone, orcFrame),
+		"asm_call_on_stack":        l.entry(16, -16, orcBP, orcPrevSP, orcCall),
+		"grown":                    l.entry(-16, 12, orcBP, orcPrevSP, orcCall),
+		// Where the stack has all registers, but only user mode has come from.
+		"entry_SYSCALL_64_after_hwframe": l.entry(0, 0, orcSP, orcNone, orcRegs),
 	}
 	for i := range functions {
 		e := l.entry(8, 0, orcSP, orcNone, orcCall)
@@ -143,6 +153,13 @@ func fakeKernel(l fakeLayout) space {
 	list = append(list,
 		sym{orcAt, "R__start_orc_unwind_ip"}, sym{entriesAt, "R__stop_orc_unwind_ip"},
 		sym{entriesAt, "R__start_orc_unwind"}, sym{bannerAt, "R__stop_orc_unwind"}, sym{bannerAt, "Rlinux_banner"})
+	notesAt := bannerAt + uint64(alignUp(len(banner), 4))
+	notes := []byte("\x04\x00\x00\x00\x02\x00\x00\x00\x01\x00\x00\x00Xen\x00\x01\x02\x00\x00") // padded to words
+	notes = append(notes, "\x04\x00\x00\x00\x14\x00\x00\x00\x03\x00\x00\x00GNU\x00"...)
+	notes = append(notes, fakeBuildID...)
+	list = append(list, sym{notesAt, "R__start_notes"}, sym{notesAt + uint64(len(notes)), "R__stop_notes"},
+		sym{notesAt + 0x1000, "B__bss_start"}, sym{notesAt + 0x1000, "Bfirst_variable"}, sym{notesAt + 0x1008, "bsecond_variable"},
+		sym{notesAt + 0x2000, "B__bss_stop"}, sym{notesAt + 0x3000, "B_end"})
 
 	image := make([]byte, fakeTables-fakeBase)
 	for name, code := range fakeCode {
@@ -151,6 +168,8 @@ func fakeKernel(l fakeLayout) space {
 	image = append(image, ips...)
 	image = append(image, entries...)
 	image = append(image, banner...)
+	image = append(image, make([]byte, int(notesAt-bannerAt)-len(banner))...)
+	image = append(image, notes...)
 	align := func() { image = append(image, make([]byte, alignUp(len(image), 8)-len(image))...) }
 	word := func(v uint64) { align(); image = binary.LittleEndian.AppendUint64(image, v) }
 

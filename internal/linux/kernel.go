@@ -44,6 +44,9 @@ type Kernel struct {
 	text    []int    // those that are code
 	code    []extent // where code is
 	orc     *orc     // nil: none
+	buildID []byte   // nil: none
+
+	specials []special // code of which ORC does not tell all
 
 	offsets   offsets // of structures, once they were asked for
 	noOffsets error   // why there are none
@@ -100,8 +103,12 @@ func Find(mem Memory, inside uint64) (*Kernel, error) {
 		n, _ := mem.Read(at, b)
 		k.Banner = banner(b[:n])
 	}
+	k.findBuildID(mem)
 	if k.orc, err = k.findORC(mem); err != nil && !errors.Is(err, ErrNoORC) {
 		return nil, err
+	}
+	if k.orc != nil {
+		k.specials = k.findSpecials(mem)
 	}
 	return k, nil
 }

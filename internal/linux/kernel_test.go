@@ -104,6 +104,9 @@ func TestUnwind(t *testing.T) {
 				if diff := cmp.Diff(want, got); diff != "" {
 					t.Errorf("%s (-want +got):\n%s", name, diff)
 				}
+				if reason == "" && r.RIP != 0 {
+					checkFrameInfo(t, k, mem, r, want)
+				}
 				if reason == "" && err != nil || reason != "" && (!errors.Is(err, ErrUnwind) || !strings.Contains(err.Error(), reason)) {
 					t.Errorf("%s: got error %v, want %q", name, err, reason)
 				}
@@ -178,6 +181,9 @@ func TestUnwindStubs(t *testing.T) {
 		if diff := cmp.Diff(append([]Frame{{RIP: tt.rip}}, tt.want...), got); diff != "" || err != nil {
 			t.Errorf("%s: %v (-want +got):\n%s", tt.name, err, diff)
 		}
+		if tt.name != "retpoline, return" && tt.name != "no frame" { // there it depends on what is on the stack
+			checkFrameInfo(t, k, spaces{kernel, stack}, Registers{RIP: tt.rip, RSP: sp}, got)
+		}
 	}
 }
 
@@ -202,6 +208,9 @@ func use(mem space, seed uint64) {
 	k, err := Find(mem, function("leaf"))
 	if err != nil {
 		return
+	}
+	if file, _ := k.Executable(); len(file) > 1<<20 || len(k.FrameInfo()) > 1<<20 {
+		panic("a file is too large")
 	}
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	for range 20 {

@@ -88,7 +88,7 @@ func (k *Kernel) findORC(mem Memory) (*orc, error) {
 	readSparse(mem, at[2], o.entries)
 
 	entry, _ := k.Lookup("entry_SYSCALL_64")
-	end := o.raw(entry)
+	end := o.raw(o.index(entry))
 	if end != nil {
 		o.flags = orcLayouts[end[orcSize-1]]
 	}
@@ -107,9 +107,13 @@ func (o *orc) begin(i int) uint64 {
 	return o.start + uint64(4*i) + uint64(int64(int32(binary.LittleEndian.Uint32(o.offsets[4*i:]))))
 }
 
-// raw gives the bytes of the entry that holds at an address, or nil.
-func (o *orc) raw(addr uint64) []byte {
-	i := sort.Search(len(o.offsets)/4, func(i int) bool { return o.begin(i) > addr }) - 1
+// index gives the number of the entry that holds at an address, or -1.
+func (o *orc) index(addr uint64) int {
+	return sort.Search(len(o.offsets)/4, func(i int) bool { return o.begin(i) > addr }) - 1
+}
+
+// raw gives the bytes of an entry, or nil for -1.
+func (o *orc) raw(i int) []byte {
 	if i < 0 {
 		return nil
 	}
@@ -117,8 +121,11 @@ func (o *orc) raw(addr uint64) []byte {
 }
 
 // at gives the entry that holds at an address.
-func (o *orc) at(addr uint64) (e orcEntry, ok bool) {
-	b := o.raw(addr)
+func (o *orc) at(addr uint64) (e orcEntry, ok bool) { return o.entry(o.index(addr)) }
+
+// entry gives an entry by its number.
+func (o *orc) entry(i int) (e orcEntry, ok bool) {
+	b := o.raw(i)
 	if b == nil {
 		return e, false
 	}

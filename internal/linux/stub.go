@@ -64,18 +64,24 @@ func (u *unwinder) unstuff(e *orcEntry) {
 	}
 }
 
+// padding is what a function may begin with: ENDBR64, and what may replace it.
+var padding = [][]byte{{0xf3, 0x0f, 0x1e, 0xfa}, {0x0f, 0x1f, 0x40, 0x00}}
+
+const popRCX = 0x59
+
+var popR11 = []byte{0x41, 0x5b}
+
 // bounced gives where a frame is that Xen has pushed, or is to take, counted from
 // RSP. Above it are RCX and R11 until the kernel pops them, and above the return
 // address for some exceptions an error code (create_bounce_frame in Xen's
 // x86_64/entry.S, arch/x86/xen/xen-asm.S in Linux).
 func (u *unwinder) bounced() (offset int16, ok bool) {
 	code := u.code()
-	for _, first := range [][]byte{{0xf3, 0x0f, 0x1e, 0xfa}, {0x0f, 0x1f, 0x40, 0x00}} { // ENDBR64, and what may replace it
+	for _, first := range padding {
 		code = bytes.TrimPrefix(code, first)
 	}
-	popR11 := []byte{0x41, 0x5b}
 	switch {
-	case bytes.HasPrefix(code, append([]byte{0x59}, popR11...)): // POP RCX
+	case bytes.HasPrefix(code, append([]byte{popRCX}, popR11...)):
 		offset = 16
 	case bytes.HasPrefix(code, popR11):
 		offset = 8
@@ -91,4 +97,6 @@ func (u *unwinder) bounced() (offset int16, ok bool) {
 
 // isSelector tells CS as Xen pushes it, with the event mask in the upper half, from
 // an address.
-func isSelector(v uint64) bool { return uint32(v) <= 0xffff && v>>32 <= 1 && uint16(v) != 0 }
+func isSelector(v uint64) bool { return v&^selectorBits == 0 && uint16(v) != 0 }
+
+const selectorBits = 1<<32 | 0xffff

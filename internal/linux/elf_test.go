@@ -1,0 +1,119 @@
+package linux
+
+import (
+	"bytes"
+	"debug/elf"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// The file that stands for a kernel has its symbols where they are, the segment that
+// debuggers count from at its beginning, and the identification of its build.
+func TestExecutable(t *testing.T) {
+	for _, l := range fakeLayouts {
+		t.Run(l.name, func(t *testing.T) {
+			k, err := Find(fakeKernel(l), function("leaf"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if k.Release() != l.version || k.SymbolPackage() != "" || k.Slide() != fakeBase-linkBase {
+				t.Errorf("release %s, package %q, slide %#x", k.Release(), k.SymbolPackage(), k.Slide())
+			}
+			file, symbols := k.Executable()
+			if again, _ := k.Executable(); !bytes.Equal(file, again) {
+				t.Error("it is not the same each time")
+			}
+			f, err := elf.NewFile(bytes.NewReader(file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if p := f.Progs[0]; p.Type != elf.PT_LOAD || p.Vaddr != fakeText || p.Filesz != 0 {
+				t.Errorf("the first segment is %+v", p.ProgHeader)
+			}
+			if s := f.Section(".symtab"); symbols < int(s.Offset) || symbols >= int(s.Offset+s.Size) {
+				t.Errorf("symbols at %#x are not in %+v", symbols, s.SectionHeader)
+			}
+			note, err := f.Section(".note.gnu.build-id").Data()
+			if err != nil || string(note[16:]) != fakeBuildID {
+				t.Errorf("the build id is %q, %v", note, err)
+			}
+			list, err := f.Symbols()
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := map[string]elf.Symbol{}
+			for _, s := range list {
+				got[s.Name] = s
+			}
+			for _, tt := range []struct {
+				name, section string
+				addr, size    uint64
+				kind          elf.SymType
+				bind          elf.SymBind
+			}{
+				{"leaf", ".text", function("leaf"), functionSize, elf.STT_FUNC, elf.STB_GLOBAL},
+				{"_text", ".text", fakeText, functionSize, elf.STT_FUNC, elf.STB_GLOBAL},
+				{"startup_xen", ".text", fakeText, 0, elf.STT_FUNC, elf.STB_GLOBAL}, // the second of two names
+				{"linux_banner", ".data.other", got["linux_banner"].Value, 0, elf.STT_OBJECT, elf.STB_GLOBAL},
+				{"second_variable", ".bss", got["first_variable"].Value + 8, 0xff8, elf.STT_OBJECT, elf.STB_LOCAL},
+				{"runqueues", "ABS", 0x15000, 0, elf.STT_NOTYPE, elf.STB_GLOBAL},
+			} {
+				if tt.name == "runqueues" && !l.percpu {
+					continue
+				}
+				s, section := got[tt.name], "ABS"
+				if s.Section != elf.SHN_ABS {
+					section = f.Sections[s.Section].Name
+				}
+				if s.Value != tt.addr || s.Size != tt.size || section != tt.section || elf.ST_TYPE(s.Info) != tt.kind || elf.ST_BIND(s.Info) != tt.bind {
+					t.Errorf("%s is %+v in %s, want %+v", tt.name, s, section, tt)
+				}
+			}
+			frames, err := elf.NewFile(bytes.NewReader(k.FrameInfo()))
+			if err != nil || frames.Section(".debug_frame") == nil || frames.Sections[1].Addr != marks {
+				t.Errorf("frames: %v", err)
+			}
+		})
+	}
+}
+
+// Banners of distributions tell where the symbol files of their kernels are.
+func TestSymbolPackage(t *testing.T) {
+	for banner, want := range map[string]string{
+		"Linux version 6.1.0-56-amd64 (debian-kernel@lists.debian.org) (gcc-12 (Debian 12.2.0-14+deb12u1) 12.2.0": "linux-image-6.1.0-56-amd64-dbg",
+		"Linux version 6.8.0-31-generic (buildd@lcy02-amd64-080) (x86_64-linux-gnu-gcc-13 (Ubuntu 13.2.0-23)":     "linux-image-6.8.0-31-generic-dbgsym",
+		"Linux version 6.11.4-301.fc41.x86_64 (mockbuild@0123456789) (gcc (GCC) 14.2.1":                           "kernel-debuginfo-6.11.4-301.fc41.x86_64",
+		"Linux version 6.1.0 (someone@somewhere)":                                                                 "",
+		"Some other system": "",
+	} {
+		if got := (&Kernel{Banner: banner}).SymbolPackage(); got != want {
+			t.Errorf("%s: %q", banner, got)
+		}
+	}
+}
+
+// readelf finds nothing to complain of.
+func TestReadelf(t *testing.T) {
+	readelf, err := exec.LookPath("readelf")
+	if err != nil {
+		t.Skip("readelf is not installed")
+	}
+	k, err := Find(fakeKernel(fakeLayouts[2]), function("leaf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	executable, _ := k.Executable()
+	for name, file := range map[string][]byte{"executable": executable, "frames": k.FrameInfo()} {
+		path := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(path, file, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command(readelf, "--wide", "--all", "--debug-dump=frames-interp", path).CombinedOutput()
+		if text := strings.ToLower(string(out)); err != nil || strings.Contains(text, "warning") || strings.Contains(text, "error:") {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+	}
+}
