@@ -16,7 +16,8 @@ type command struct {
 	// name is how the packet begins.
 	name string
 	// args is what follows: literals and, in braces, arguments:
-	//	{addr} {length} {offset} {reg} {sig} {pid} {size}  numbers, in hex
+	//	{addr} {length} {offset} {reg} {sig} {pid} {size}
+	//	{fd} {count} {flags} {mode}  numbers, in hex
 	//	{thread}  a thread id
 	//	{op}      one character
 	//	{annex}   what stands before the next literal
@@ -65,11 +66,24 @@ var commands = []command{
 	{name: "vKill", args: ";{pid}", doc: "detach: nothing is ever killed", handle: (*session).detach, running: true, textErrors: true},
 	{name: "vMustReplyEmpty", doc: "shows how an unknown packet is answered", handle: (*session).empty},
 
+	{name: "vFile:setfs", args: ":{pid}", doc: "files are the same for all", handle: withFiles((*session).setFileSystem)},
+	{name: "vFile:open", args: ":{annex},{flags},{mode}", doc: "open a file that the target makes up, for reading; none is one of the server's", handle: withFiles((*session).openFile)},
+	{name: "vFile:pread", args: ":{fd},{count},{offset}", doc: "read a file", handle: withFiles((*session).readFile)},
+	{name: "vFile:fstat", args: ":{fd}", doc: "how large an open file is", handle: withFiles((*session).statOpened)},
+	{name: "vFile:stat", args: ":{data}", doc: "how large a file is", handle: withFiles((*session).statFile)},
+	{name: "vFile:lstat", args: ":{data}", doc: "the same: no file is a link", handle: withFiles((*session).statFile)},
+	{name: "vFile:readlink", args: ":{data}", doc: "an error: no file is a link", handle: withFiles((*session).readLink)},
+	{name: "vFile:close", args: ":{fd}", doc: "close a file", handle: withFiles((*session).closeOpened)},
+	{name: "vFile:pwrite", args: ":{data}", doc: "an error: files cannot be written", handle: withFiles((*session).refuseWrite)},
+	{name: "vFile:unlink", args: ":{data}", doc: "an error: files cannot be written", handle: withFiles((*session).refuseWrite)},
+
 	{name: "qSupported", args: "[:{data}]", doc: "features of client and server, and the largest packet", handle: (*session).negotiate},
 	{name: "QStartNoAckMode", doc: "no more + and -", handle: (*session).startNoAck},
 	{name: "qXfer:features:read", args: ":{annex}:{offset},{length}", doc: "target.xml, the target description", handle: (*session).featuresXML, textErrors: true},
 	{name: "qXfer:threads:read", args: ":{annex}:{offset},{length}", doc: "threads with core, name and state", handle: (*session).threadsXML, textErrors: true},
 	{name: "qXfer:osdata:read", args: ":{annex}:{offset},{length}", doc: "tables of the system that the target is part of (info os), if it has any; without an annex, which they are", handle: (*session).osdataXML, textErrors: true},
+	{name: "qXfer:exec-file:read", args: ":{annex}:{offset},{length}", doc: "the file that stands for what runs, if the target knows", handle: (*session).executable, textErrors: true},
+	{name: "qXfer:libraries:read", args: ":{annex}:{offset},{length}", doc: "further files, if the target has any: information of its own for debuggers", handle: (*session).libraries, textErrors: true},
 	{name: "qAttached", args: "[:{pid}]", doc: "always 1, so that the client detaches when it quits", handle: (*session).attached},
 	{name: "qC", doc: "the selected thread", handle: (*session).currentThread},
 	{name: "qfThreadInfo", doc: "threads, first part", handle: (*session).firstThreads, textErrors: true},
@@ -83,7 +97,7 @@ var commands = []command{
 	{name: "QThreadSuffixSupported", doc: "lldb: g G p P may end in ;thread:TID;", handle: (*session).suffixThreads},
 	{name: "qHostInfo", doc: "lldb: architecture and byte order", handle: (*session).hostInfo},
 	{name: "qMemoryRegionInfo", args: ":{addr}", doc: "lldb: what is mapped around an address, if the target can tell", handle: (*session).memoryRegion},
-	{name: "qOffsets", doc: "lldb: a symbol file is where it was linked to; empty for others, who need no telling", handle: (*session).offsets},
+	{name: "qOffsets", doc: "where what runs is, if the target knows: an address for gdb, offsets for lldb, which are zero if not", handle: (*session).offsets},
 	{name: "qProcessInfo", doc: "lldb: process number and architecture", handle: (*session).processInfo},
 	{name: "qThreadStopInfo", args: "{thread}", doc: "lldb: a stop reply for one thread", handle: (*session).threadStop, mayStop: true},
 	{name: "qWatchpointSupportInfo", args: "[:]", doc: "lldb: how many watchpoints there can be", handle: (*session).watchpointSupport},
@@ -165,7 +179,7 @@ func lookup(packet []byte) (c *command, args []byte) {
 // arguments are what a packet came with. They are valid while it is handled.
 type arguments struct {
 	name   byte      // first byte of the packet
-	num    [2]uint64 // numbers, in order
+	num    [3]uint64 // numbers, in order
 	nums   int       // how many there are
 	thread ThreadID
 	op     byte

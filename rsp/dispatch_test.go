@@ -53,6 +53,7 @@ Written from the table in rsp/dispatch.go by ` + "`go generate ./rsp`" + `; do n
 func TestLookup(t *testing.T) {
 	fill := strings.NewReplacer("{thread}", "p1.1", "{op}", "g", "{annex}", "target.xml", "{data}", "00",
 		"{addr}", "1000", "{length}", "4", "{offset}", "0", "{reg}", "0", "{sig}", "05", "{pid}", "1", "{size}", "1",
+		"{fd}", "0", "{count}", "1", "{flags}", "0", "{mode}", "0",
 		"[", "", "]", "")
 	var a arguments
 	for i := range commands {

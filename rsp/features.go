@@ -68,6 +68,13 @@ func (s *session) negotiate(a *arguments) error {
 	if _, ok := s.target.(Informer); ok {
 		s.out = append(s.out, ";qXfer:osdata:read+"...)
 	}
+	// lldb cannot read a target's files.
+	if _, ok := s.target.(FileServer); ok && s.dialect != lldb {
+		s.out = append(s.out, ";qXfer:exec-file:read+"...)
+	}
+	if _, ok := s.target.(Librarian); ok && s.dialect != lldb {
+		s.out = append(s.out, ";qXfer:libraries:read+"...)
+	}
 	if s.multiprocess {
 		s.out = append(s.out, ";multiprocess+"...)
 	}
@@ -146,12 +153,26 @@ func (s *session) processInfo(*arguments) error {
 	return nil
 }
 
-// offsets handles qOffsets. Without an answer gdb takes a symbol file for what
-// runs, at the addresses that it was linked to; lldb takes it for loaded nowhere
-// and finds no symbol. lldb's numbers are offsets, where gdb's are addresses.
+// offsets handles qOffsets. gdb wants the address of a symbol file's first segment,
+// and without an answer takes the file to be where it was linked to; lldb wants
+// offsets, and without an answer takes the file for loaded nowhere.
 func (s *session) offsets(*arguments) error {
-	if s.dialect == lldb {
-		s.out = append(s.out, "Text=0;Data=0;Bss=0"...)
+	var first, slide uint64
+	known := false
+	if r, ok := s.target.(Relocator); ok {
+		err := s.patiently(func() error {
+			first, slide, known = r.Relocation()
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	switch {
+	case s.dialect == lldb:
+		s.out = fmt.Appendf(s.out, "Text=%x;Data=%[1]x;Bss=%[1]x", slide)
+	case known:
+		s.out = strconv.AppendUint(append(s.out, "TextSeg="...), first, 16)
 	}
 	return nil
 }

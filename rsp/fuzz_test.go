@@ -25,7 +25,7 @@ func FuzzServer(f *testing.F) {
 	f.Add(lldb + "\nQThreadSuffixSupported\nQListThreadsInStopReply\nQEnableErrorStrings\np0;thread:0002;\nx0,0\nqThreadStopInfo2\nvCont;s:0002")
 	f.Add(gdb16 + "\nX1000,4:}]}\x03*#\nx1000,ff\nm2ffe,ffffffffffffffff\nMfffffffffffffffe,4:00000000\nXffffffff81001fff,2:ab")
 	f.Add("vCont;c\nm0,1\nvCtrlC\nc1000\nC05;10\ns\nS5\nvCont;C05:p1.1;t:1;c\nvKill;1\nk")
-	f.Add("qXfer:features:read:target.xml:0,ffff\nqXfer:threads:read::1,ffffffffffffffff\nqXfer:osdata:read::0,100\nqRcmd,6661696c\nqRcmd,00\nTp1.-1\nH\nHg-1\nHcp0.0\nvCont;s:p1.2;c")
+	f.Add("qXfer:features:read:target.xml:0,ffff\nqXfer:threads:read::1,ffffffffffffffff\nqXfer:osdata:read::0,100\nqXfer:exec-file:read:1:0,10\nqXfer:libraries:read::0,10\nvFile:open:2f6b,0,0\nvFile:pread:0,10,0\nvFile:fstat:0\nvFile:close:0\nqOffsets\nqRcmd,6661696c\nqRcmd,00\nTp1.-1\nH\nHg-1\nHcp0.0\nvCont;s:p1.2;c")
 	f.Add("P0=xxxxxxxxxxxxxxxx\nP11=00000000\nG00\nG\nP400=1\np40\npffffffffffffffff\nqThreadExtraInfo,2\nqThreadExtraInfo,p-1.-1\nvCont;r1,2:1")
 	f.Add(gdb13 + "\nZ0,1000,1;X3,220127X3,220227;cmds:1,X3,220127\nZ1,1000,1\nZ2,1000,8\nz0,1000,0\nvCont;r1000,1010:p1.1;c\nZ0,1000,1;X1,01\nc\nz0,1000,1\nc")
 	f.Add("qSupported:swbreak+;hwbreak+\nZ3,0,1\nZ4,ffffffffffffffff,1\nZ4,ffffffffffffffff,2\nZ9,1,1\nqWatchpointSupportInfo:\nvCont;t;c\nvCont;r1,1\nvCont;r2,1\nc\nc\nc")
@@ -56,7 +56,7 @@ func FuzzServer(f *testing.F) {
 			return nil
 		}
 		const packetSize = 512
-		c := dial(t, target, rsp.Config{PacketSize: packetSize}, "")
+		c := dial(t, &library{Target: target, name: "/k"}, rsp.Config{PacketSize: packetSize}, "")
 		for _, p := range packets {
 			before := target.Clone()
 			if !fuzzPacket(t, c, target, p, packetSize) {

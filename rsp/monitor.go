@@ -26,7 +26,8 @@ func (s *session) runMonitor(a *arguments) error {
 	if s.interrupted.Load() {
 		cancel()
 	}
-	if err := m.Monitor(ctx, string(line), s.console); err != nil {
+	err := s.patiently(func() error { return m.Monitor(ctx, string(line), s.console) })
+	if err != nil {
 		s.console(err.Error() + "\n")
 	}
 	return s.ok()

@@ -79,6 +79,7 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, t Target, cfg Config) e
 	go s.read(ctx.Done())
 	err = s.loop()
 	s.abandonWait()
+	s.closeFiles()
 	return err
 }
 
@@ -120,6 +121,9 @@ type session struct {
 	threadList []byte   // as XML
 	table      []byte   // as XML, the last of the target's tables that was read
 	tableName  string
+
+	files       []File // that the client has open, by descriptor
+	libraryList []byte // as XML
 
 	refused       map[Place]error // breakpoints that gdb believes to be there
 	running       bool
