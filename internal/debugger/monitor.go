@@ -25,7 +25,8 @@ func init() {
 			return nil
 		}},
 		{"caps", "tell what can be done with this guest, and why not", func(t *Target, out func(string)) error {
-			return WriteCapabilities(writerFunc(out), capabilities(t.guest, t.engine, t.noEngine))
+			cs := append(capabilities(t.guest, t.engine, t.noEngine), kernelCapabilities(t.known())...)
+			return WriteCapabilities(writerFunc(out), cs)
 		}},
 		{"bt", "print the stacks of all vCPUs, by what a Linux guest says of itself", monitorReport(writeBacktraces)},
 		{"dmesg", "print the log of a Linux guest's kernel", monitorReport(writeLog)},

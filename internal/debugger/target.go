@@ -26,16 +26,17 @@ const (
 
 // A Target is a guest that a client debugs.
 type Target struct {
-	guest     *guest.Guest
-	engine    engine.Engine
-	noEngine  error // why it can only pause and continue; nil if it can do all
-	log       *slog.Logger
-	layout    layout
-	kernel    *linux.Kernel // of a Linux guest, once it was asked for
-	names     func(domains []xen.DomainInfo) (map[xen.DomID]string, error)
-	stop      rsp.StopReply
-	interrupt chan struct{} // holds one request to stop
-	print     func(string)  // on the client's console
+	guest       *guest.Guest
+	engine      engine.Engine
+	noEngine    error // why it can only pause and continue; nil if it can do all
+	log         *slog.Logger
+	layout      layout
+	kernel      *linux.Kernel // of a Linux guest, once it was asked for
+	kernelFiles               // made of it
+	names       func(domains []xen.DomainInfo) (map[xen.DomID]string, error)
+	stop        rsp.StopReply
+	interrupt   chan struct{} // holds one request to stop
+	print       func(string)  // on the client's console
 
 	breakpoints map[rsp.Place]*breakpoint
 	slots       [debugSlots]slot
@@ -55,6 +56,9 @@ var (
 	_ rsp.Watcher      = &Target{}
 	_ rsp.Talker       = &Target{}
 	_ rsp.Informer     = &Target{}
+	_ rsp.FileServer   = &Target{}
+	_ rsp.Librarian    = &Target{}
+	_ rsp.Relocator    = &Target{}
 )
 
 // Config is how to debug a guest.
@@ -82,6 +86,10 @@ func New(g *guest.Guest, c Config) (*Target, error) {
 		past:        make([]place, g.NumVCPUs()),
 		plan:        make([]motion, g.NumVCPUs()),
 	}
+	t.find = func() (*linux.Kernel, error) {
+		k, _, err := t.linux()
+		return k, err
+	}
 	t.engine, t.noEngine = engine.Choose(g, c.Engine, t.log)
 	if t.noEngine != nil {
 		if c.Engine != "" {
@@ -93,8 +101,12 @@ func New(g *guest.Guest, c Config) (*Target, error) {
 	return t, nil
 }
 
-// SetConsole says where text for the user goes.
-func (t *Target) SetConsole(print func(string)) { t.print = print }
+// SetConsole says where text for the user goes. It is the first that is heard of a
+// client.
+func (t *Target) SetConsole(print func(string)) {
+	t.print = print
+	t.symbolised = false
+}
 
 // Description gives the registers.
 func (t *Target) Description() *rsp.Description { return t.layout.description }

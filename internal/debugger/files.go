@@ -1,0 +1,137 @@
+// This file gives clients the kernel of a Linux guest as a file, made of what the
+// guest says of itself: symbols without a symbol file, stacks without gaps, and where
+// KASLR has put the kernel.
+
+package debugger
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+
+	"gdbserver-xen/internal/guest"
+	"gdbserver-xen/internal/linux"
+	"gdbserver-xen/rsp"
+)
+
+// Names of the files, before the kernel's release. A client that looks for them on
+// its own machine finds nothing.
+const (
+	executableName = "/gdbserver-xen/vmlinux-"
+	framesName     = "/gdbserver-xen/frames-"
+)
+
+// kernelFiles makes files of the kernel of a guest, once they are asked for.
+type kernelFiles struct {
+	find    func() (*linux.Kernel, error)
+	asked   bool          // at this stop
+	of      *linux.Kernel // nil: none was found,
+	missing error         // for this reason
+
+	executable []byte // nil: not made yet
+	symbols    int64  // who reads its symbols reads this byte of it,
+	symbolised bool   // and the client has
+	frames     []byte // nil: not made yet, or the kernel does not say
+}
+
+// known gives the kernel, looking for it once at each stop.
+func (f *kernelFiles) known() (*linux.Kernel, error) {
+	if !f.asked {
+		f.asked = true
+		if k, err := f.find(); err != nil {
+			f.missing = err
+		} else if k != f.of {
+			f.of, f.executable, f.frames = k, nil, nil
+		}
+	}
+	if f.of == nil {
+		return nil, f.missing
+	}
+	return f.of, nil
+}
+
+// Executable names the kernel.
+func (f *kernelFiles) Executable() (string, error) {
+	k, err := f.known()
+	if err != nil {
+		return "", err
+	}
+	return executableName + k.Release(), nil
+}
+
+// Relocation tells where the kernel is.
+func (f *kernelFiles) Relocation() (first, slide uint64, ok bool) {
+	k, err := f.known()
+	if err != nil {
+		return 0, 0, false
+	}
+	first, ok = k.Base()
+	return first, k.Slide(), ok
+}
+
+// Libraries gives how to unwind stacks, to a client that has a symbol file of its
+// own: that has no such information on assembly.
+func (f *kernelFiles) Libraries() ([]rsp.Library, error) {
+	k, err := f.known()
+	if err != nil || f.symbolised {
+		return nil, nil
+	}
+	if f.frames == nil {
+		f.frames = k.FrameInfo()
+	}
+	if f.frames == nil {
+		return nil, nil
+	}
+	return []rsp.Library{{Name: framesName + k.Release(), Sections: []uint64{0}}}, nil
+}
+
+// OpenFile opens one of these files.
+func (f *kernelFiles) OpenFile(name string) (rsp.File, error) {
+	if k := f.of; k != nil {
+		switch {
+		case name == executableName+k.Release():
+			if f.executable == nil {
+				var symbols int
+				f.executable, symbols = k.Executable()
+				f.symbols = int64(symbols)
+			}
+			return &executable{bytes.NewReader(f.executable), f}, nil
+		case name == framesName+k.Release() && f.frames != nil:
+			return bytes.NewReader(f.frames), nil
+		}
+	}
+	return nil, fmt.Errorf("%s: %w", name, fs.ErrNotExist)
+}
+
+// executable is the kernel as a file that a client has open.
+type executable struct {
+	*bytes.Reader
+	files *kernelFiles
+}
+
+// ReadAt reads, and notes if it is symbols. gdb reads the build's identification,
+// too, of a kernel whose symbol file its user has given it.
+func (e *executable) ReadAt(p []byte, at int64) (int, error) {
+	if s := e.files.symbols; at <= s && s-at < int64(len(p)) {
+		e.files.symbolised = true
+	}
+	return e.Reader.ReadAt(p, at)
+}
+
+// kernelCapabilities tells which kernel a guest has, and where its symbols are.
+func kernelCapabilities(k *linux.Kernel, err error) []guest.Capability {
+	if err != nil {
+		return []guest.Capability{{Name: "kernel", Detail: err.Error()}}
+	}
+	cs := []guest.Capability{
+		{Name: "kernel", Can: true, Detail: k.Banner},
+		{Name: "symbols", Can: true, Detail: "names from the guest's memory; lines and types from the kernel's symbol file"},
+	}
+	if id := k.BuildID(); id != "" {
+		cs[0].Detail += ", build id " + id
+	}
+	if p := k.SymbolPackage(); p != "" {
+		cs[1].Detail += ", in package " + p
+	}
+	return cs
+}
