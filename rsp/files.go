@@ -26,7 +26,8 @@ type FileServer interface {
 	OpenFile(name string) (File, error)
 }
 
-// A File is read by a client, at the places that it needs.
+// A File is read by a client, at the places that it needs. It is to be quick: what
+// takes time belongs into OpenFile.
 type File interface {
 	io.ReaderAt
 	Size() int64
@@ -263,10 +264,7 @@ func (s *session) readFile(_ FileServer, a *arguments) error {
 	const head = 16 // more than what stands before the data
 	n := int(min(a.num[1], uint64(s.packetSize-head)))
 	s.memory = slices.Grow(s.memory[:0], n)[:n]
-	err := s.patiently(func() (err error) {
-		n, err = f.ReadAt(s.memory, int64(a.num[2]))
-		return err
-	})
+	n, err := f.ReadAt(s.memory, int64(a.num[2]))
 	if err != nil && err != io.EOF {
 		s.log.Error("read a file of the target", "err", err)
 		return s.fileError(errnoUnknown)

@@ -145,10 +145,7 @@ func (c *Client) Receive() (string, error) {
 				err = c.Write([]byte{'+'})
 			}
 			return string(p), err
-		case rsp.Ack:
-			if !c.acks {
-				return "", errors.New("acknowledgement in no-ack mode")
-			}
+		case rsp.Ack: // or, in no-ack mode, a sign that a reply is being made
 		case rsp.Nack:
 			return "", errors.New("server refused the packet")
 		default:
