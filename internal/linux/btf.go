@@ -219,9 +219,9 @@ func keys() []string { return slices.Concat(ringKeys, taskKeys, moduleKeys) }
 
 // ReadTypes reads what the kernel says of its structures, which does not change
 // while it runs, so that what is asked for later needs no more of it.
-func (k *Kernel) ReadTypes(mem Memory) error {
-	_, err := k.types(mem)
-	return err
+func (k *Kernel) ReadTypes(mem Memory) {
+	k.types(mem)
+	k.VMCoreInfo(mem)
 }
 
 // types gives what the kernel says of its structures, read once.

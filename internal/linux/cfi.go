@@ -142,6 +142,16 @@ func (k *Kernel) frameInfo(keeps bool) []byte {
 	for kind := range numKinds {
 		f.common(kind, keeps)
 	}
+	head := len(f.b)
+	if k.frames == nil {
+		k.addFrames(f)
+		k.frames = f.b[head:]
+	}
+	return append(f.b[:head:head], k.frames...)
+}
+
+// addFrames adds what is said of marks and of the kernel's code.
+func (k *Kernel) addFrames(f *frameInfo) {
 	f.row(markRegs, rule{kind: kindTrapRegs, reg: dwarfRSP})
 	f.row(markFrame, rule{kind: kindTrapFrame, reg: dwarfRSP})
 	f.row(markCall, rule{kind: kindTrapCall, reg: dwarfRSP})
@@ -174,7 +184,6 @@ func (k *Kernel) frameInfo(keeps bool) []byte {
 		})
 		f.close(e.end)
 	}
-	return f.b
 }
 
 // each calls fn for all entries that hold in an extent, in order.
@@ -437,8 +446,11 @@ func (f *frameInfo) common(kind frameKind, keeps bool) {
 	const rax, rcx, rbx, rsi = 0, 2, 3, 4
 	if kind == kindCall || kind == kindSwitch || kind == kindEnd {
 		undefined(rax, dwarfRDX, rcx, rsi, dwarfRDI, 8, 9, dwarfR10, 11)
-		if !keeps {
-			undefined(rbx, 12, dwarfR13, 14, 15)
+		kept := []byte{rbx, 12, dwarfR13, 14, 15}
+		if keeps {
+			b = append(b, make([]byte, 2*len(kept))...) // does nothing, so that all is where it is without
+		} else {
+			undefined(kept...)
 		}
 	}
 	switch kind {

@@ -43,14 +43,18 @@ type Kernel struct {
 	symbols []symbol // by address
 	text    []int    // those that are code
 	code    []extent // where code is
-	orc     *orc     // nil: none
+	orc     *orc     // nil: none,
+	noORC   error    // for this reason
 	buildID []byte   // nil: none
 
 	specials []special // code of which ORC does not tell all
 
-	offsets   offsets // of structures, once they were asked for
-	noOffsets error   // why there are none
-	vmcore    VMCoreInfo
+	frames []byte // what call-frame information says of it, once it was made
+
+	offsets   offsets    // of structures, once they were asked for
+	noOffsets error      // why there are none
+	vmcore    VMCoreInfo // nil: none, or not asked for yet
+	noVMCore  error      // why there is none
 	modules   []*Module
 	mem       Memory // what the modules are read from
 	room      uint64 // bytes that more of their tables may have
@@ -104,13 +108,23 @@ func Find(mem Memory, inside uint64) (*Kernel, error) {
 		k.Banner = banner(b[:n])
 	}
 	k.findBuildID(mem)
-	if k.orc, err = k.findORC(mem); err != nil && !errors.Is(err, ErrNoORC) {
-		return nil, err
-	}
+	k.orc, k.noORC = k.findORC(mem)
 	if k.orc != nil {
 		k.specials = k.findSpecials(mem)
 	}
 	return k, nil
+}
+
+// Missing tells what the kernel does not say of itself, as far as it was looked for:
+// errors that are ErrNoORC, ErrNoBTF or ErrNoVMCoreInfo.
+func (k *Kernel) Missing() []error {
+	var list []error
+	for _, err := range []error{k.noORC, k.noOffsets, k.noVMCore} {
+		if err != nil {
+			list = append(list, err)
+		}
+	}
+	return list
 }
 
 // bannerSize is more than a banner has.

@@ -234,3 +234,17 @@ func FuzzFind(f *testing.F) {
 		use(mem, seed)
 	})
 }
+
+// What a kernel does not say of itself is told by name.
+func TestMissing(t *testing.T) {
+	k, err := Find(fakeKernel(fakeLayouts[0]), function("leaf"))
+	if err != nil || k.Missing() != nil {
+		t.Errorf("%v, missing %v", err, k.Missing())
+	}
+	k = &Kernel{}
+	k.orc, k.noORC = k.findORC(spaces{})
+	k.ReadTypes(spaces{})
+	if err := errors.Join(k.Missing()...); !errors.Is(err, ErrNoORC) || !errors.Is(err, ErrNoBTF) || !errors.Is(err, ErrNoVMCoreInfo) {
+		t.Errorf("missing: %v", err)
+	}
+}

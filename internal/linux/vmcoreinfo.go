@@ -33,9 +33,13 @@ func parseVMCoreInfo(text string) VMCoreInfo {
 
 // VMCoreInfo gives the kernel's VMCOREINFO, read once.
 func (k *Kernel) VMCoreInfo(mem Memory) (VMCoreInfo, error) {
-	if k.vmcore != nil {
-		return k.vmcore, nil
+	if k.vmcore == nil && k.noVMCore == nil {
+		k.vmcore, k.noVMCore = k.readVMCoreInfo(mem)
 	}
+	return k.vmcore, k.noVMCore
+}
+
+func (k *Kernel) readVMCoreInfo(mem Memory) (VMCoreInfo, error) {
 	at, ok1 := k.Lookup("vmcoreinfo_data")
 	size, ok2 := k.Lookup("vmcoreinfo_size")
 	if !ok1 || !ok2 {
@@ -56,8 +60,7 @@ func (k *Kernel) VMCoreInfo(mem Memory) (VMCoreInfo, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w that can be read: %w", ErrNoVMCoreInfo, err)
 	}
-	k.vmcore = parseVMCoreInfo(string(text))
-	return k.vmcore, nil
+	return parseVMCoreInfo(string(text)), nil
 }
 
 // Symbol gives the address of a symbol.
