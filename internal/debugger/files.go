@@ -6,20 +6,28 @@ package debugger
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 
 	"gdbserver-xen/internal/guest"
 	"gdbserver-xen/internal/linux"
 	"gdbserver-xen/rsp"
 )
 
-// Names of the files, before the kernel's release. A client that looks for them on
-// its own machine finds nothing.
+// Names of the files, before the kernel's release.
 const (
-	executableName = "/gdbserver-xen/vmlinux-"
-	framesName     = "/gdbserver-xen/frames-"
+	executableName = "vmlinux-"
+	framesName     = "frames-"
 )
+
+// fileName names a file of a kernel. gdb prints the name if the file that its user
+// has given it is another build's, so the identification is in it. A client that
+// looks for it on its own machine finds nothing.
+func fileName(k *linux.Kernel, name string) string {
+	return path.Join("/gdbserver-xen", k.BuildID(), name+path.Base(k.Release()))
+}
 
 // kernelFiles makes files of the kernel of a guest, once they are asked for.
 type kernelFiles struct {
@@ -56,7 +64,7 @@ func (f *kernelFiles) Executable() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return executableName + k.Release(), nil
+	return fileName(k, executableName), nil
 }
 
 // Relocation tells where the kernel is.
@@ -82,21 +90,21 @@ func (f *kernelFiles) Libraries() ([]rsp.Library, error) {
 	if f.frames == nil {
 		return nil, nil
 	}
-	return []rsp.Library{{Name: framesName + k.Release(), Sections: []uint64{0}}}, nil
+	return []rsp.Library{{Name: fileName(k, framesName), Sections: []uint64{0}}}, nil
 }
 
 // OpenFile opens one of these files.
 func (f *kernelFiles) OpenFile(name string) (rsp.File, error) {
 	if k := f.of; k != nil {
 		switch {
-		case name == executableName+k.Release():
+		case name == fileName(k, executableName):
 			if f.executable == nil {
 				var symbols int
 				f.executable, symbols = k.Executable()
 				f.symbols = int64(symbols)
 			}
 			return &executable{bytes.NewReader(f.executable), f}, nil
-		case name == framesName+k.Release() && f.frames != nil:
+		case name == fileName(k, framesName) && f.frames != nil:
 			return bytes.NewReader(f.frames), nil
 		}
 	}
@@ -118,7 +126,8 @@ func (e *executable) ReadAt(p []byte, at int64) (int, error) {
 	return e.Reader.ReadAt(p, at)
 }
 
-// kernelCapabilities tells which kernel a guest has, and where its symbols are.
+// kernelCapabilities tells which kernel a guest has, where its symbols are, and what
+// it does not say of itself.
 func kernelCapabilities(k *linux.Kernel, err error) []guest.Capability {
 	if err != nil {
 		return []guest.Capability{{Name: "kernel", Detail: err.Error()}}
@@ -132,6 +141,16 @@ func kernelCapabilities(k *linux.Kernel, err error) []guest.Capability {
 	}
 	if p := k.SymbolPackage(); p != "" {
 		cs[1].Detail += ", in package " + p
+	}
+	for _, err := range k.Missing() {
+		c := guest.Capability{Name: "structures", Detail: err.Error()}
+		switch {
+		case errors.Is(err, linux.ErrNoORC):
+			c.Name = "stacks"
+		case errors.Is(err, linux.ErrNoVMCoreInfo):
+			c.Name = "crash information"
+		}
+		cs = append(cs, c)
 	}
 	return cs
 }

@@ -49,7 +49,7 @@ func TestKernelFiles(t *testing.T) {
 	if name != want || err != nil {
 		t.Fatalf("got %q, %v", name, err)
 	}
-	for _, other := range []string{"", "/etc/passwd", "/gdbserver-xen/../etc/passwd", want + "/", "/gdbserver-xen/frames-6.1.0-56-amd64"} {
+	for _, other := range []string{"", "/etc/passwd", "/gdbserver-xen/../etc/passwd", "/gdbserver-xen", want + "/", "/gdbserver-xen/frames-6.1.0-56-amd64"} {
 		if _, err := f.OpenFile(other); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s: %v", other, err)
 		}

@@ -101,12 +101,8 @@ func New(g *guest.Guest, c Config) (*Target, error) {
 	return t, nil
 }
 
-// SetConsole says where text for the user goes. It is the first that is heard of a
-// client.
-func (t *Target) SetConsole(print func(string)) {
-	t.print = print
-	t.symbolised = false
-}
+// SetConsole says where text for the user goes.
+func (t *Target) SetConsole(print func(string)) { t.print = print }
 
 // Description gives the registers.
 func (t *Target) Description() *rsp.Description { return t.layout.description }
