@@ -106,6 +106,9 @@ func lookFor(places []kernelPlace) (k *linux.Kernel, mem linux.Memory, err error
 			k.ReadTypes(p.mem)
 			return k, p.mem, nil
 		}
+		if errors.Is(err, linux.ErrNoKallsyms) {
+			break // other vCPUs see the same, and to look at it takes time
+		}
 	}
 	return nil, nil, cmp.Or(err, linux.ErrNotLinux)
 }

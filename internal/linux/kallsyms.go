@@ -21,6 +21,8 @@ const (
 	// namesMost is how far before the tokens the names may begin.
 	namesMost = 24 << 20
 	perMarker = 256
+	// leastImage is more than a vCPU in user mode may see of a kernel: its entry.
+	leastImage = 4 << 20
 )
 
 // symbolTypes are the letters that nm prints.
@@ -30,6 +32,7 @@ const symbolTypes = "aAbBcCdDgGiIrRsStTuUvVwW?"
 func findSymbols(mem Memory, first uint64) ([]symbol, error) {
 	const chunk = 1 << 20
 	var image []byte
+	found := 0
 	for hole := 0; len(image) < imageMost && hole < holeMost; {
 		size := min(chunk, int(imageEnd-first)-len(image))
 		if size <= 0 {
@@ -40,12 +43,16 @@ func findSymbols(mem Memory, first uint64) ([]symbol, error) {
 		hole += size
 		if readSparse(mem, first+uint64(len(image)-size), image[len(image)-size:]) {
 			hole = 0
+			found += size
 		}
 		t, ok := findTokens(image, from)
 		if !ok {
 			continue
 		}
 		return t.symbols(mem, image, first)
+	}
+	if found >= leastImage {
+		return nil, ErrNoKallsyms
 	}
 	return nil, ErrNotLinux
 }

@@ -15,6 +15,8 @@ import (
 var (
 	// ErrNotLinux says that no kernel was found.
 	ErrNotLinux = errors.New("no Linux kernel with kallsyms was found in the guest's memory")
+	// ErrNoKallsyms is ErrNotLinux where there is an image, but none with symbols.
+	ErrNoKallsyms = fmt.Errorf("%w: what is in place of one has no symbols", ErrNotLinux)
 	// ErrNoORC says that a kernel has no tables to unwind stacks by.
 	ErrNoORC = errors.New("the guest's kernel has no ORC tables (CONFIG_UNWINDER_ORC)")
 )

@@ -60,6 +60,12 @@ func TestNotLinux(t *testing.T) {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}
+	if _, err := Find(space{fakeBase, make([]byte, leastImage)}, fakeBase); !errors.Is(err, ErrNoKallsyms) {
+		t.Errorf("an image without symbols: got %v", err)
+	}
+	if _, err := Find(space{fakeBase, make([]byte, leastImage/2)}, fakeBase); errors.Is(err, ErrNoKallsyms) {
+		t.Errorf("the entry of a kernel: got %v", err)
+	}
 	if _, err := Find(fakeKernel(fakeLayouts[0]), 0x400000); !errors.Is(err, ErrNotLinux) {
 		t.Errorf("not in the kernel: got %v", err)
 	}
