@@ -38,6 +38,14 @@ func (s *printedStack) whole() bool {
 	return s.user || len(s.frames) > 0 && slices.Contains(lastFrames, s.frames[len(s.frames)-1])
 }
 
+// kernelFrames are all but that of user mode.
+func (s *printedStack) kernelFrames() []string {
+	if s.user && len(s.frames) > 0 {
+		return s.frames[:len(s.frames)-1]
+	}
+	return s.frames
+}
+
 var (
 	printedVCPU  = regexp.MustCompile(`^vCPU (\d+), (running|blocked):$`)
 	printedFrame = regexp.MustCompile(`^#(\d+) +0x([0-9a-f]{16})(?: (\S+)\+0x([0-9a-f]+))?$`)

@@ -1,0 +1,320 @@
+// This file debugs guests with real gdb and what the server tells it of a Linux
+// kernel: a file in place of the kernel's own, call-frame information for what that
+// has none for, and where KASLR has put the kernel.
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"gdbserver-xen/lab"
+	"gdbserver-xen/lab/labtest"
+)
+
+// gdb without a file has the guest's kernel by name: in stacks, as what is at an
+// address, to break at, and in code that it disassembles.
+func TestGDBWithoutFile(t *testing.T) {
+	for _, release := range labtest.Releases() {
+		for _, kind := range controlled {
+			t.Run(fmt.Sprintf("%s on %s", kind, release), func(t *testing.T) {
+				cfg := machine
+				cfg.Release = release
+				h := host(t, cfg)
+				g := labtest.Guest(t, h, lab.GuestConfig{Kind: kind, MemoryMB: 128, Cmdline: "work=kernel"})
+				s := attach(t, h, g)
+				handler := symbolAddress(t, h, "hrtimer_nanosleep")
+				out := s.gdb("-ex", "thread apply all bt", "-ex", fmt.Sprintf("info symbol %#x", handler+3),
+					"-ex", "p/x &jiffies_64", "-ex", "x/s &linux_banner",
+					"-ex", "break hrtimer_nanosleep", "-ex", "continue", "-ex", "bt", "-ex", "x/2i $pc",
+					"-ex", "info os", "-ex", "info os processes", "-ex", "info os modules", "-ex", "detach")
+				s.exit()
+				for _, want := range []string{
+					`(?m)^hrtimer_nanosleep \+ 3 in section \.text`,
+					fmt.Sprintf(`(?m)^\$1 = %#x$`, symbolAddress(t, h, "jiffies_64")),
+					`<linux_banner>:\s+"Linux version ` + regexp.QuoteMeta(h.KernelRelease()),
+					`hit Breakpoint 1, 0x[0-9a-f]+ in hrtimer_nanosleep \(\)`,
+					`(?m)^#0 .* hrtimer_nanosleep \(\)\n(#.*\n)+#\d+ .* entry_SYSCALL_64\w* \(\)$`,
+					`(?m)^=> 0x[0-9a-f]+ <hrtimer_nanosleep(\+\d+)?>:`,
+					`(?m)^processes +Tasks`,
+					`(?m)^pid +tid +ppid +state +cpu +command`,
+					`(?m)^2 .*\[kthreadd\]`,
+					`detached`,
+				} {
+					if !regexp.MustCompile(want).MatchString(out) {
+						t.Errorf("gdb does not print %q", want)
+					}
+				}
+				checkGDBStacks(t, out, g.Config().VCPUs)
+				if t.Failed() {
+					t.Log(out)
+				}
+				ticks(t, g)
+				healthy(t, g)
+			})
+		}
+	}
+}
+
+// Idle vCPUs of a PV guest, which are in the hypercall page, have whole stacks: without
+// a file, and with the kernel's own, which has nothing on them, with file and line.
+func TestGDBIdle(t *testing.T) {
+	h, g := idle(t, machine)
+	for name, args := range map[string][]string{"no file": nil, "symbol file": {symbols(t, h)}} {
+		t.Run(name, func(t *testing.T) {
+			s := attach(t, h, g)
+			out := s.gdb(append([]string{"-ex", "thread apply all bt", "-ex", "detach"}, args...)...)
+			s.exit()
+			stacks := checkGDBStacks(t, out, g.Config().VCPUs)
+			for _, last := range []string{"startup_xen", "asm_cpu_bringup_and_idle"} {
+				if !slices.ContainsFunc(stacks, func(s gdbStack) bool { return s.last() == last }) {
+					t.Errorf("no stack ends in %s", last)
+				}
+			}
+			if lines := strings.Count(out, " at "); args != nil && lines < 10 {
+				t.Errorf("%d frames have a file and line", lines)
+			}
+			if t.Failed() {
+				t.Log(out)
+			}
+			ticks(t, g)
+		})
+	}
+}
+
+// KASLR has moved the kernel of an HVM guest. Debuggers that have loaded its symbol
+// file before have it where it is, and gdb needs none.
+func TestKASLR(t *testing.T) {
+	h, g := hardware(t, lab.HVM)
+	vmlinux := symbols(t, h)
+	said := func(name, out string, patterns ...string) {
+		t.Helper()
+		for _, want := range patterns {
+			if !regexp.MustCompile(want).MatchString(out) {
+				t.Errorf("%s does not print %q", name, want)
+			}
+		}
+		if t.Failed() {
+			t.Logf("%s:\n%s", name, out)
+		}
+	}
+	s := attach(t, h, g)
+	out := s.gdb("-ex", "thread apply all bt", "-ex", "p/x &init_task", "-ex", "x/s &linux_banner", "-ex", "detach")
+	s.exit()
+	checkGDBStacks(t, out, g.Config().VCPUs)
+	banner := `linux_banner>:\s+"Linux version ` + regexp.QuoteMeta(h.KernelRelease())
+	said("gdb without a file", out, banner, `\$1 = 0x`)
+	address, _, _ := strings.Cut(out[strings.Index(out, "$1 = ")+5:], "\n")
+	if linked := fmt.Sprintf("%#x", symbolAddress(t, h, "init_task")); address == linked {
+		t.Errorf("init_task is at %s, where it was linked to", linked)
+	}
+
+	s = attach(t, h, g)
+	out = s.gdb("-ex", "thread apply all bt", "-ex", "p/x &init_task", "-ex", "p init_task.comm", "-ex", "x/s linux_banner", "-ex", "detach", vmlinux)
+	s.exit()
+	said("gdb", out, banner, `\$1 = `+address+`\n`, `\$2 = "swapper/0`, `#\d+ .*(entry_SYSCALL_64|secondary_startup_64).* at \S+:\d+`)
+
+	lldb, err := lab.LLDB(t.Context(), "16", t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s = attach(t, h, g)
+	out = runLLDB(t, lldb, "target create "+vmlinux, "gdb-remote "+s.addr, "p init_task.comm", "p &init_task", "thread backtrace all", "detach")
+	s.exit()
+	said("lldb", out, `"swapper/0`, address, `frame #\d+: .*(entry_SYSCALL_64|start_kernel|start_secondary).* at \S+:\d+`)
+	ticks(t, g)
+	healthy(t, g)
+}
+
+// A file of another build is none that gdb keeps quiet about: it tells which kernel the
+// guest has, and the server where that has its symbols.
+func TestWrongFile(t *testing.T) {
+	h, g := idle(t, machine)
+	s := attach(t, h, g)
+	out := s.gdb("-ex", "monitor caps", "-ex", "detach", "/bin/true")
+	s.exit()
+	for _, want := range []string{
+		`Build ID mismatch between current exec-file \S*/true\s+and automatically determined exec-file /gdbserver-xen/[0-9a-f]{40}/vmlinux-` + regexp.QuoteMeta(h.KernelRelease()) + `\n`,
+		`yes +kernel +Linux version .*, build id [0-9a-f]{40}`,
+		`yes +symbols .*, in package linux-image-` + regexp.QuoteMeta(h.KernelRelease()) + `-dbg`,
+	} {
+		if !regexp.MustCompile(want).MatchString(out) {
+			t.Errorf("gdb does not print %q:\n%s", want, out)
+		}
+	}
+	ticks(t, g)
+}
+
+// A gdbStack is the stack of a vCPU, as gdb prints it.
+type gdbStack struct {
+	vcpu   int
+	frames []string // names, but for those of signal handlers, which are not functions
+	user   bool     // the vCPU is in user mode, of which nothing is known
+	text   string
+}
+
+func (s *gdbStack) last() string {
+	if len(s.frames) == 0 {
+		return ""
+	}
+	return s.frames[len(s.frames)-1]
+}
+
+// kernelFrames are all but that of user mode.
+func (s *gdbStack) kernelFrames() []string {
+	if s.last() == "user_mode" {
+		return s.frames[:len(s.frames)-1]
+	}
+	return s.frames
+}
+
+// sameFunction compares names. gdb leaves out the last part of those that a compiler
+// has made of another, as do_execveat_common.isra.0.
+func sameFunction(a, b string) bool {
+	a, _, _ = strings.Cut(a, ".")
+	b, _, _ = strings.Cut(b, ".")
+	return a == b
+}
+
+// whole tells whether a stack goes to where it began, with nothing unknown.
+func (s *gdbStack) whole() bool {
+	if s.user {
+		return true
+	}
+	return !slices.Contains(s.frames, "??") && (s.last() == "user_mode" || slices.Contains(lastFrames, s.last()))
+}
+
+var (
+	gdbThread = regexp.MustCompile(`^Thread \d+ \(Thread \d+\.\d+ "vCPU (\d+)" \((\w+) mode`)
+	gdbFrame  = regexp.MustCompile(`^#\d+ +(?:0x[0-9a-f]+ in )?(?:<signal handler called>|(\S+) \()`)
+)
+
+// parseGDBStacks reads what gdb prints for thread apply all bt.
+func parseGDBStacks(out string) []gdbStack {
+	var stacks []gdbStack
+	inside := false
+	for line := range strings.Lines(out) {
+		if m := gdbThread.FindStringSubmatch(line); m != nil {
+			n, _ := strconv.Atoi(m[1])
+			stacks = append(stacks, gdbStack{vcpu: n, user: m[2] == "user"})
+			inside = true
+			continue
+		}
+		inside = inside && strings.TrimSpace(line) != ""
+		if !inside {
+			continue
+		}
+		s := &stacks[len(stacks)-1]
+		s.text += line
+		if m := gdbFrame.FindStringSubmatch(line); m != nil && m[1] != "" {
+			s.frames = append(s.frames, m[1])
+		}
+	}
+	return stacks
+}
+
+// checkGDBStacks checks that the stacks that gdb has printed are whole, and that there
+// are so many.
+func checkGDBStacks(t *testing.T, out string, want int) []gdbStack {
+	t.Helper()
+	stacks := parseGDBStacks(out)
+	if len(stacks) != want {
+		t.Errorf("gdb prints %d stacks, want %d", len(stacks), want)
+	}
+	for _, s := range stacks {
+		if !s.whole() {
+			t.Errorf("a stack is not whole:\n%s", s.text)
+		}
+	}
+	return stacks
+}
+
+// stopScript has gdb stop a guest at random, and print its stacks by the server and by
+// itself. It interrupts what it resumed as the user does.
+const stopScript = `
+import gdb, os, random, signal, threading
+def interrupt(event):
+    threading.Timer(0.3 + random.random() / 20, os.kill, (os.getpid(), signal.SIGINT)).start()
+gdb.events.cont.connect(interrupt)
+for i in range(%d):
+    gdb.execute("continue")
+    print("=== server")
+    gdb.execute("monitor bt")
+    print("=== gdb")
+    gdb.execute("thread apply all bt")
+`
+
+// Wherever a busy guest is stopped, gdb's stacks are whole without a file, and nearly
+// all are those that the server prints. How many are with the kernel's symbol file, with and
+// without what the server adds to it, is printed beside.
+func TestGDBStacks(t *testing.T) {
+	for _, kind := range controlled {
+		t.Run(string(kind), func(t *testing.T) {
+			h := host(t, machine)
+			vmlinux := symbols(t, h)
+			g := labtest.Guest(t, h, lab.GuestConfig{Kind: kind, Cmdline: "work=load"})
+			stops := scaled(t, 10, 1000)
+			script := filepath.Join(t.TempDir(), "stops.py")
+			if err := os.WriteFile(script, fmt.Appendf(nil, stopScript, stops), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			for _, client := range []struct {
+				name string
+				args []string
+			}{
+				{"gdb, no file", nil},
+				{"gdb, symbol file", []string{vmlinux}},
+				{"gdb, symbol file alone", []string{"-iex", "set remote pid-to-exec-file-packet off", "-iex", "set remote library-info-packet off", vmlinux}},
+			} {
+				s := attach(t, h, g)
+				begin := time.Now()
+				out := s.gdb(append([]string{"-ex", "source " + script, "-ex", "detach"}, client.args...)...)
+				s.exit()
+				server, own, same := 0, 0, 0
+				parts := strings.Split(out, "=== server\n")[1:]
+				for _, part := range parts {
+					printed, rest, _ := strings.Cut(part, "=== gdb\n")
+					ours := parseStacks(t, h, printed)
+					theirs := parseGDBStacks(rest)
+					slices.SortFunc(theirs, func(a, b gdbStack) int { return a.vcpu - b.vcpu })
+					if len(ours) != len(theirs) {
+						t.Fatalf("%s: %d stacks, by monitor bt %d:\n%s", client.name, len(theirs), len(ours), part)
+					}
+					for i := range ours {
+						if ours[i].whole() {
+							server++
+						}
+						if theirs[i].user || slices.EqualFunc(theirs[i].kernelFrames(), ours[i].kernelFrames(), sameFunction) {
+							same++
+						} else if client.args == nil {
+							t.Logf("gdb's stack:\n%s\nis not the server's:\n%s", theirs[i].text, ours[i].text)
+						}
+						if theirs[i].whole() {
+							own++
+						} else if client.args == nil {
+							t.Errorf("gdb's stack is not whole:\n%s\nthe server's:\n%s", theirs[i].text, ours[i].text)
+						}
+					}
+				}
+				all := stops * g.Config().VCPUs
+				if client.args == nil && same < all*9/10 {
+					t.Errorf("of %d stacks only %d are those of monitor bt", all, same)
+				}
+				t.Logf("%-24s %d of %d stacks are whole, by monitor bt %d, which has the same %d; %.1f s",
+					client.name, own, all, server, same, time.Since(begin).Seconds())
+				if len(parts) != stops {
+					t.Errorf("%s: %d stops, want %d:\n%s", client.name, len(parts), stops, out)
+				}
+			}
+			ticks(t, g)
+			healthy(t, g)
+		})
+	}
+}
