@@ -28,7 +28,7 @@ type printedStack struct {
 // lastFrames are functions that nothing has called: where kernels and threads
 // begin, and where a vCPU is on its way from user mode or to it, which has no stack.
 var lastFrames = []string{
-	"startup_xen", "secondary_startup_64", "secondary_startup_64_no_verify", "asm_cpu_bringup_and_idle",
+	"startup_xen", "secondary_startup_64", "secondary_startup_64_no_verify", "common_startup_64", "asm_cpu_bringup_and_idle",
 	"ret_from_fork", "ret_from_fork_asm",
 	"entry_SYSCALL_64", "entry_SYSCALL_64_after_hwframe", "syscall_return_via_sysret", "common_interrupt_return",
 }
