@@ -27,6 +27,10 @@ lab: build bin/xenlab ## leave real Xen with a guest up until Ctrl-C, to try thi
 # The groups run one after the other, whatever fails; the report comes last and
 # is what fails. Tests that need real Xen are skipped in the group unit and run
 # in the group lab.
+.PHONY: bench
+bench: build bin/xenlab bin/bench-client ## the server beside gdbsx and QEMU's stub, some 12 minutes; writes docs/benchmarks.md
+	bin/xenlab bench
+
 .PHONY: test
 test: ## all checks and tests, those on real Xen too
 	@.ci/tools
@@ -92,8 +96,10 @@ generate: ## write anew what is made from the sources: docs/man, docs/packets.md
 clean: ## remove what was built (the lab's downloads stay in their cache)
 	rm -rf bin out
 
-.PHONY: $(TALLY) bin/xenlab
+.PHONY: $(TALLY) bin/xenlab bin/bench-client
 $(TALLY):
 	@$(GO) build -o $@ ./internal/tally
 bin/xenlab:
 	@$(GO) build -o $@ ./lab/xenlab
+bin/bench-client:
+	@CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags='-s -w' -o $@ ./lab/bench/client

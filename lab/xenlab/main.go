@@ -25,7 +25,7 @@ func main() {
 		SilenceErrors: true,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(upCommand(), demoCommand(), shellCommand(), consoleCommand(), prepareCommand())
+	root.AddCommand(upCommand(), demoCommand(), benchCommand(), shellCommand(), consoleCommand(), prepareCommand())
 	err := root.ExecuteContext(ctx)
 	var code exitCode
 	switch {

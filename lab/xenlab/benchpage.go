@@ -1,0 +1,280 @@
+package main
+
+// What the benchmark keeps, and the page that is made of it.
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"gdbserver-xen/lab/bench"
+)
+
+// A benchResult is what one part has measured.
+type benchResult struct {
+	Date       time.Time
+	Version    string // of this project
+	Xen, Linux string
+	Machine    string
+	Tool       string                             // the other program that took part, with its version
+	Failures   []string                           // of servers
+	Servers    map[string]map[string]bench.Result // by server and work
+	PeakKB     map[string]int
+	Operations []operation
+	Idle       []idleCost
+}
+
+// An operation is what one work costs a server.
+type operation struct {
+	Server, Work string
+	Calls        map[string]float64 // system calls by name
+	CPU          time.Duration
+}
+
+// An idleCost is what a session without works costs a server.
+type idleCost struct {
+	Server string
+	PeakKB int
+	CPU    time.Duration
+	Calls  int
+}
+
+func newBenchResult(ctx context.Context) benchResult {
+	r := benchResult{Date: time.Now().UTC(), Machine: machineLine(), Servers: map[string]map[string]bench.Result{}, PeakKB: map[string]int{}}
+	if out, err := exec.CommandContext(ctx, "git", "describe", "--tags", "--always", "--dirty").Output(); err == nil {
+		r.Version = strings.TrimSpace(string(out))
+	}
+	return r
+}
+
+// machineLine tells what this machine is, without its name.
+func machineLine() string {
+	model, memory := "", ""
+	for _, f := range []struct {
+		file, key string
+		to        *string
+	}{{"/proc/cpuinfo", "model name", &model}, {"/proc/meminfo", "MemTotal", &memory}} {
+		b, _ := os.ReadFile(f.file) // what is not there is not told
+		for line := range strings.Lines(string(b)) {
+			if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == f.key && *f.to == "" {
+				*f.to = strings.TrimSpace(value)
+			}
+		}
+	}
+	return fmt.Sprintf("%d CPUs (%s), %s of memory, %s", runtime.NumCPU(), cmp.Or(model, "unknown"), memory, runtime.Version())
+}
+
+// useTool notes the version that a program prints.
+func (r *benchResult) useTool(ctx context.Context, name string) error {
+	out, err := exec.CommandContext(ctx, name, "--version").Output()
+	if err != nil {
+		return fmt.Errorf("%s --version: %w", name, err)
+	}
+	line, _, _ := strings.Cut(string(out), "\n")
+	r.Tool = strings.TrimSpace(line)
+	return nil
+}
+
+func (r *benchResult) add(server string, report bench.Report) {
+	if r.Servers[server] == nil {
+		r.Servers[server] = map[string]bench.Result{}
+	}
+	bench.Merge(r.Servers[server], report.Results)
+	r.PeakKB[server] = max(r.PeakKB[server], report.PeakKB)
+}
+
+// rows are works of two servers side by side.
+func (r *benchResult) rows(peer, ours string, rows []bench.Row) []bench.Row {
+	for i := range rows {
+		rows[i].Peer, rows[i].Ours = r.Servers[peer][rows[i].Name], r.Servers[ours][rows[i].Name]
+	}
+	return rows
+}
+
+func (r *benchResult) save(dir, part string) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, part+".json"), b, 0o644)
+}
+
+func loadBenchResult(dir, part string) (r benchResult, err error) {
+	b, err := os.ReadFile(filepath.Join(dir, part+".json"))
+	if err != nil {
+		return r, err
+	}
+	if err := json.Unmarshal(b, &r); err != nil {
+		return r, fmt.Errorf("read the results of %s: %w", part, err)
+	}
+	return r, nil
+}
+
+const pageHead = `# Benchmarks
+
+Written by ` + "`make bench`" + `; do not edit. The client is a program of this project's (lab/bench/client) that speaks the
+protocol to any server, uses what the server says that it can, as gdb does, and runs beside the server. Servers take
+turns; the ratio is the peer's median divided by ours, so more is better for us. 99 % is the 99th percentile, of a
+speed the slower end. Speeds are of the guest's bytes, not of what goes over the wire.
+`
+
+// benchPage makes the page of the parts that there are.
+func benchPage(parts map[string]benchResult) string {
+	var b strings.Builder
+	b.WriteString(pageHead)
+	for _, p := range benchParts {
+		r, ok := parts[p.name]
+		if !ok {
+			continue
+		}
+		benchSections[p.name](&b, &r)
+		when := fmt.Sprintf("Measured on %s, version %s", r.Date.Format("2006-01-02 15:04 UTC"), cmp.Or(r.Version, "unknown"))
+		if r.Xen != "" {
+			when += fmt.Sprintf(", Xen %s, guest's and dom0's Linux %s, in QEMU without hardware virtualization", r.Xen, r.Linux)
+		}
+		if r.Tool != "" {
+			when += ", " + r.Tool
+		}
+		for _, f := range r.Failures {
+			fmt.Fprintf(&b, "\nFailed: %s\n", f)
+		}
+		fmt.Fprintf(&b, "\n%s; %s.\n", when, r.Machine)
+	}
+	return b.String()
+}
+
+var benchSections map[string]func(b *strings.Builder, r *benchResult)
+
+func init() { // since it needs benchParts, whose functions lead here
+	benchSections = map[string]func(b *strings.Builder, r *benchResult){
+		"stub":   stubSection,
+		"works":  worksSection,
+		"cost":   costSection,
+		"gdb":    gdbSection,
+		"attach": attachSection,
+	}
+}
+
+func stubSection(b *strings.Builder, r *benchResult) {
+	b.WriteString("\n## The protocol alone: QEMU's stub\n\nOn the machine itself, over Unix sockets: a paused QEMU, and ours over the same memory, which is random bytes.\n\n")
+	rows := r.rows(nameStub, nameMemory, []bench.Row{
+		{Name: bench.ReadWarm, Goal: 3}, {Name: bench.Registers}, {Name: bench.BulkHex}, {Name: bench.BulkBinary, Goal: 20}})
+	// What is compared is the fastest way that each has.
+	rows[3].Peer = rows[2].Peer
+	rows[3].Name += ", to hex"
+	b.WriteString(bench.Table(nameStub, "ours", rows))
+	b.WriteString("\nThe limit: an echo, and plain copying, over the same kind of socket.\n\n")
+	b.WriteString(bench.Table("limit", "ours", r.limit(nameMemory)))
+}
+
+// limit compares a server to what none can be faster than.
+func (r *benchResult) limit(server string) []bench.Row {
+	limit, ours := r.Servers[nameLimit], r.Servers[server]
+	return []bench.Row{
+		{Name: bench.ReadWarm + ", to an echo", Peer: limit[bench.Echo], Ours: ours[bench.ReadWarm], Goal: 0.667},
+		{Name: bench.BulkBinary + ", to copying", Peer: limit[bench.Copy], Ours: ours[bench.BulkBinary], Goal: 0.6},
+		{Name: bench.CodeBinary + ", to copying", Peer: limit[bench.Copy], Ours: ours[bench.CodeBinary]},
+	}
+}
+
+func worksSection(b *strings.Builder, r *benchResult) {
+	b.WriteString("\n## Guests: gdbsx\n\nIn dom0, over its loopback, on a PV guest of 256 MB with one vCPU, which is busy in its kernel.\n\n")
+	rows := r.rows(nameGDBSX, nameOurs, []bench.Row{
+		{Name: bench.ReadCold},
+		{Name: bench.ReadWarm, Goal: 20},
+		{Name: bench.Registers, Goal: 20},
+		{Name: bench.StopWorth},
+		{Name: bench.BulkHex},
+		{Name: bench.BulkBinary, Goal: 200},
+		{Name: bench.CodeBinary},
+		{Name: bench.WriteBack},
+		{Name: bench.StepBusy, Goal: 5},
+		{Name: bench.BreakHit, Goal: 5},
+		{Name: bench.BreakCycle},
+		{Name: bench.ConditionClient},
+		{Name: bench.ConditionServer},
+	})
+	for i := range rows {
+		// What is compared is the fastest way that each has.
+		if name := rows[i].Name; name == bench.BulkBinary || name == bench.CodeBinary {
+			rows[i].Peer = r.Servers[nameGDBSX][bench.BulkHex]
+			rows[i].Name += ", to hex"
+		}
+	}
+	last := &rows[len(rows)-1]
+	last.Peer = bench.Result{Unsupported: "no conditions"}
+	b.WriteString(bench.Table(nameGDBSX, "ours", rows))
+	b.WriteString("\nThe limit: an echo, and plain copying, over the same loopback.\n\n")
+	b.WriteString(bench.Table("limit", "ours", r.limit(nameOurs)))
+	echo := bench.Median(r.Servers[nameLimit][bench.Echo].Samples)
+	for _, work := range []string{bench.ReadWarm, bench.Registers} {
+		if peer := bench.Median(r.Servers[nameGDBSX][work].Samples); echo > 0 && peer > 0 {
+			fmt.Fprintf(b, "\nWhat holds %q: with one echo of time, no server could be more than %.1f times faster than gdbsx here.\n", work, peer.Seconds()/echo.Seconds())
+		}
+	}
+	b.WriteString("\nHypercalls and mapping calls of ours, each, by `monitor stats` (of bulk work, per 16 packets):")
+	sep := " "
+	for _, work := range []string{bench.ReadCold, bench.ReadWarm, bench.Registers, bench.BulkBinary, bench.StepBusy, bench.BreakCycle} {
+		own := r.Servers[nameOurs][work]
+		if len(own.Samples) > 0 && own.Calls != nil {
+			n := float64(len(own.Samples))
+			fmt.Fprintf(b, "%s%s %.2f and %.2f", sep, work, float64(own.Calls["hypercalls"])/n, float64(own.Calls["mappings"])/n)
+			sep = "; "
+		}
+	}
+	b.WriteString(".\n")
+}
+
+func costSection(b *strings.Builder, r *benchResult) {
+	b.WriteString("\n## Cost\n\nPer operation, as strace counts system calls: the difference of a session with them and one without.\n\n" +
+		"| operation | server | system calls | of which | CPU time |\n|---|---|---|---|---|\n")
+	slices.SortStableFunc(r.Operations, func(x, y operation) int { return cmp.Compare(x.Work, y.Work) })
+	for _, o := range r.Operations {
+		total, most := 0.0, []string{}
+		for _, name := range slices.Sorted(maps.Keys(o.Calls)) {
+			total += o.Calls[name]
+			if o.Calls[name] >= 0.1 {
+				most = append(most, fmt.Sprintf("%s %.1f", name, o.Calls[name]))
+			}
+		}
+		fmt.Fprintf(b, "| %s | %s | %.1f | %s | %.0f µs |\n", o.Work, o.Server, total, strings.Join(most, ", "), float64(o.CPU)/1e3)
+	}
+	b.WriteString("\nA session that attaches and detaches:\n\n| server | system calls | CPU time | most memory |\n|---|---|---|---|\n")
+	for _, i := range r.Idle {
+		fmt.Fprintf(b, "| %s | %d | %.0f ms | %.1f MB |\n", i.Server, i.Calls, float64(i.CPU)/1e6, float64(i.PeakKB)/1024)
+	}
+}
+
+func gdbSection(b *strings.Builder, r *benchResult) {
+	b.WriteString("\n## Real gdb\n\ngdb on the machine itself, through QEMU's network, with the kernel's symbol file, on the same guest.\n\n")
+	b.WriteString(bench.Table(nameGDBSX, "ours", r.rows(nameGDBSX, nameOurs, []bench.Row{
+		{Name: gdbConnect}, {Name: gdbBacktrace, Goal: 10}, {Name: gdbDump}})))
+}
+
+func attachSection(b *strings.Builder, r *benchResult) {
+	b.WriteString("\n## Attach\n\nFrom the start of the server's process to the first registers.\n\n")
+	result := func(server string, size int) bench.Result { return r.Servers[attachName(server, size)][bench.Attach] }
+	var rows []bench.Row
+	for _, size := range []int{smallMB, largeMB} {
+		rows = append(rows, bench.Row{Name: fmt.Sprintf("guest of %d MB", size), Peer: result(nameGDBSX, size), Ours: result(nameOurs, size)})
+	}
+	b.WriteString(bench.Table(nameGDBSX, "ours", rows))
+	small, large := bench.Median(rows[0].Ours.Samples), bench.Median(rows[1].Ours.Samples)
+	if small > 0 {
+		ratio := large.Seconds() / small.Seconds()
+		verdict := "missed"
+		if ratio <= 1.1 {
+			verdict = "met"
+		}
+		fmt.Fprintf(b, "\n%d MB take %.2f times what %d MB take; goal at most 1.1: %s.\n", largeMB, ratio, smallMB, verdict)
+	}
+}

@@ -1,0 +1,111 @@
+package main
+
+// The part of the benchmark that is of the protocol alone, on this machine: QEMU's
+// stub and ours over the same memory.
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"gdbserver-xen/lab/bench"
+)
+
+const (
+	nameStub   = "QEMU's stub"
+	nameMemory = "gdbserver-xen, over memory"
+	nameLimit  = "limit"
+	stubBase   = 16 << 20
+	stubSize   = 16 << 20
+	stubRounds = 3
+)
+
+// measureStub measures a paused QEMU and ours, and the limit, in turns, over Unix
+// sockets.
+func (b *bencher) measureStub(ctx context.Context) error {
+	if err := b.result.useTool(ctx, "qemu-system-x86_64"); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "bench")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	path := func(name string) string { return filepath.Join(dir, name) }
+	// Bytes without a pattern: nothing to shorten.
+	pattern := make([]byte, stubSize)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(pattern) // never fails
+	if err := os.WriteFile(path("memory"), pattern, 0o600); err != nil {
+		return err
+	}
+	base := fmt.Sprintf("-bulk=%#x", stubBase)
+	for _, args := range [][]string{
+		{"qemu-system-x86_64", "-S", "-accel", "tcg", "-m", "64", "-display", "none", "-nodefaults", "-monitor", "none",
+			"-device", fmt.Sprintf("loader,file=%s,addr=%#x,force-raw=on", path("memory"), stubBase),
+			"-chardev", "socket,id=gdb,server=on,wait=off,path=" + path(nameStub), "-gdb", "chardev:gdb"},
+		{b.flags.client, "memory", base, "-file", path("memory"), "-listen", path(nameMemory)},
+		{b.flags.client, "echo", "-listen", path(nameLimit)},
+	} {
+		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+		cmd.Stderr = os.Stderr
+		if err := cmd.Start(); err != nil {
+			return err
+		}
+		defer func() {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait() // by that signal
+		}()
+	}
+	for range stubRounds {
+		for _, name := range []string{nameStub, nameMemory, nameLimit} {
+			if err := awaitFile(ctx, path(name)); err != nil {
+				return err
+			}
+			works := [][]string{{"run", "-work=warm"}, {"run", "-work=registers"}, {"run", "-work=bulk"}}
+			if name == nameLimit {
+				works = [][]string{{"limit"}}
+			}
+			for _, args := range works {
+				args = append(args, "-connect="+path(name), "-times=3000", "-most=5s",
+					fmt.Sprintf("-read=%#x", stubBase), base, fmt.Sprintf("-bulk-size=%d", stubSize),
+					fmt.Sprintf("-code=%#x", stubBase), fmt.Sprintf("-code-size=%d", stubSize))
+				cmd := exec.CommandContext(ctx, b.flags.client, args...)
+				cmd.Stderr = os.Stderr
+				out, err := cmd.Output()
+				if err != nil {
+					return fmt.Errorf("%s: %w", name, err)
+				}
+				var r bench.Report
+				if err := json.Unmarshal(out, &r); err != nil {
+					return fmt.Errorf("read what the client prints: %w", err)
+				}
+				if r.Failed != "" {
+					return fmt.Errorf("%s: %s", name, r.Failed)
+				}
+				b.result.add(name, r)
+			}
+		}
+	}
+	return nil
+}
+
+// awaitFile waits for a socket to come up.
+func awaitFile(ctx context.Context, path string) error {
+	for range 500 {
+		if _, err := os.Stat(path); err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	return errors.New(filepath.Base(path) + " does not come up")
+}
