@@ -34,7 +34,7 @@ const (
 )
 
 // readChunk is how much a Reader asks of its source at once.
-const readChunk = 16 << 10
+const readChunk = 64 << 10
 
 // A Reader takes packets, acknowledgements and interrupts from a byte stream.
 // Anything else between packets is skipped. It never holds more than its limit
@@ -78,8 +78,11 @@ func (r *Reader) Next(buf []byte) (Kind, []byte, error) {
 // stand in a payload, so the end of the packet before it was lost.
 func (r *Reader) packet(buf []byte) (Kind, []byte, error) {
 	d := decoder{out: buf, limit: r.limit}
-	var sum byte
+	var check byte
 	for {
+		n := d.copy(r.chunk[r.pos:r.end])
+		check += sum(r.chunk[r.pos:][:n])
+		r.pos += n
 		c, err := r.readByte()
 		if err != nil {
 			return 0, d.out, err
@@ -87,14 +90,14 @@ func (r *Reader) packet(buf []byte) (Kind, []byte, error) {
 		switch c {
 		case packetStart:
 			d = decoder{out: d.out[:0], limit: r.limit}
-			sum = 0
+			check = 0
 			continue
 		case packetEnd:
 			want, err := r.checksum()
 			switch {
 			case err != nil:
 				return 0, d.out, err
-			case want != int(sum):
+			case want != int(check):
 				return Corrupt, d.out, nil
 			case d.oversize:
 				return Oversize, d.out, nil
@@ -103,7 +106,7 @@ func (r *Reader) packet(buf []byte) (Kind, []byte, error) {
 			}
 			return Packet, d.out, nil
 		}
-		sum += c
+		check += c
 		d.add(c)
 	}
 }
@@ -155,6 +158,22 @@ type decoder struct {
 
 // done reports whether what was added is a whole payload.
 func (d *decoder) done() bool { return !d.bad && !d.escaped && !d.run }
+
+// copy takes bytes at the start of p that stand for themselves, as many as are clear of
+// the limits, and tells how many. What is next is for add, if anything is.
+func (d *decoder) copy(p []byte) int {
+	if d.oversize || !d.done() {
+		return 0
+	}
+	room := d.limit - max(d.wire, len(d.out))
+	n := ordinary(p[:min(len(p), room)])
+	if n > 0 {
+		d.out = append(d.out, p[:n]...)
+		d.wire += n
+		d.last = p[n-1]
+	}
+	return n
+}
 
 // add takes a byte of the wire.
 func (d *decoder) add(c byte) {
@@ -212,26 +231,22 @@ func AppendPacket(dst, payload []byte) []byte {
 func AppendRequest(dst, payload []byte) []byte {
 	dst = append(dst, packetStart)
 	start := len(dst)
-	for _, c := range payload {
-		dst = appendEscaped(dst, c)
+	for len(payload) > 0 {
+		n := ordinary(payload)
+		dst = append(dst, payload[:n]...)
+		if n < len(payload) {
+			dst = append(dst, escape, payload[n]^escapeXOR)
+			n++
+		}
+		payload = payload[n:]
 	}
 	return appendChecksum(dst, start)
 }
 
 func appendChecksum(dst []byte, start int) []byte {
-	var sum byte
-	for _, c := range dst[start:] {
-		sum += c
-	}
-	return appendHexByte(append(dst, packetEnd), sum)
+	check := sum(dst[start:])
+	return appendHexByte(append(dst, packetEnd), check)
 }
 
 // special tells which bytes cannot stand for themselves in a payload.
 var special = [256]bool{packetStart: true, packetEnd: true, escape: true, runMark: true}
-
-func appendEscaped(dst []byte, c byte) []byte {
-	if special[c] {
-		return append(dst, escape, c^escapeXOR)
-	}
-	return append(dst, c)
-}

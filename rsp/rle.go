@@ -41,11 +41,9 @@ func countByte(n int) (byte, int) {
 // before the mark as it stood on the wire (gdb) or as it was decoded (lldb).
 func appendRuns(dst, payload []byte) []byte {
 	for i := 0; i < len(payload); {
-		start := i
-		for i < len(payload) && !special[payload[i]] && !runAt(payload, i) {
-			i++
-		}
-		dst = append(dst, payload[start:i]...)
+		n := single(payload[i:])
+		dst = append(dst, payload[i:i+n]...)
+		i += n
 		if i == len(payload) {
 			break
 		}
@@ -55,7 +53,7 @@ func appendRuns(dst, payload []byte) []byte {
 			dst = append(dst, escape, c^escapeXOR)
 			continue
 		}
-		n := minRun
+		n = minRun
 		for n < maxRun && i+n < len(payload) && payload[i+n] == c {
 			n++
 		}
