@@ -36,7 +36,7 @@ type Thread struct {
 	ID   ThreadID
 	Name string // short, as "vCPU 0"
 	Core int    // number of the virtual CPU
-	Info string // free text, as "kernel mode, running"
+	Info string // free text, as "kernel mode, running"; see Describer
 }
 
 // A Target is an inferior. Its methods are called one at a time, not always from
@@ -142,6 +142,12 @@ type StopReply struct {
 	WatchAddr uint64
 	// Expedite lists registers, as indices into the description, to send along.
 	Expedite []int
+}
+
+// A Describer is a Target whose threads have an Info that costs something to find
+// out: it is asked for those that a client wants to read of.
+type Describer interface {
+	Describe(id ThreadID) (info string)
 }
 
 // A Stepper is a Target that can step single threads; others refuse s, S and r.

@@ -158,6 +158,7 @@ func (s *session) threadInfo(a *arguments) error {
 	if err != nil {
 		return err
 	}
+	t.Info = s.info(&t)
 	text := t.text()
 	s.out = appendHexString(s.out, text[:min(len(text), s.packetSize/2)])
 	return nil
@@ -179,6 +180,14 @@ func (s *session) thread(id ThreadID) (Thread, error) {
 		}
 	}
 	return Thread{}, ErrNoThread
+}
+
+// info is what a thread's list says of it for people.
+func (s *session) info(t *Thread) string {
+	if d, ok := s.target.(Describer); ok {
+		return d.Describe(t.ID)
+	}
+	return t.Info
 }
 
 // text is what a list of threads says of one beside its id.
@@ -210,7 +219,7 @@ func (s *session) threadsXML(a *arguments) error {
 			if t.Name != "" {
 				x = appendXMLText(append(x, `" name="`...), t.Name)
 			}
-			x = appendXMLText(append(x, `">`...), t.Info)
+			x = appendXMLText(append(x, `">`...), s.info(&t))
 			x = append(x, "</thread>\n"...)
 		}
 		s.threadList = append(x, "</threads>\n"...)

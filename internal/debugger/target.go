@@ -59,6 +59,7 @@ var (
 	_ rsp.FileServer   = &Target{}
 	_ rsp.Librarian    = &Target{}
 	_ rsp.Relocator    = &Target{}
+	_ rsp.Describer    = &Target{}
 )
 
 // Config is how to debug a guest.
@@ -132,15 +133,14 @@ func (t *Target) Threads() ([]rsp.Thread, error) {
 			ID:   t.thread(n),
 			Name: fmt.Sprintf("vCPU %d", n),
 			Core: n,
-			Info: t.describe(n),
 		})
 	}
 	return threads, nil
 }
 
-// describe tells how a vCPU stands, as "kernel mode, blocked".
-func (t *Target) describe(n int) string {
-	state, err := t.guest.State(n)
+// Describe tells how a vCPU stands, as "kernel mode, blocked".
+func (t *Target) Describe(id rsp.ThreadID) string {
+	state, err := t.guest.State(t.vcpu(id))
 	switch {
 	case errors.Is(err, guest.ErrNotPaused):
 		return "running"
@@ -230,7 +230,7 @@ func (t *Target) stopped(signal int) rsp.StopReply {
 	}
 	stop.Thread = t.thread(vcpus[0])
 	for _, n := range vcpus {
-		if state, err := t.guest.State(n); err == nil && state.Online && !state.Blocked {
+		if info, err := t.guest.Scheduled(n); err == nil && info.Online && !info.Blocked {
 			stop.Thread = t.thread(n)
 			break
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"gdbserver-xen/internal/engine"
 	"gdbserver-xen/internal/guest"
 	"gdbserver-xen/internal/linux"
 	"gdbserver-xen/rsp"
@@ -66,6 +67,15 @@ func wait(t *testing.T, target *Target) rsp.StopReply {
 	return stop
 }
 
+// described gives the threads as a client's list shows them.
+func described(target *Target) ([]rsp.Thread, error) {
+	threads, err := target.Threads()
+	for i := range threads {
+		threads[i].Info = target.Describe(threads[i].ID)
+	}
+	return threads, err
+}
+
 func TestThreads(t *testing.T) {
 	target, d, x := newTarget(t, xentest.Config{}, xen.PV, 4, func(d *xentest.Domain) {
 		d.VCPU(1).Context.Flags &^= xen.VGCFInKernel
@@ -77,7 +87,7 @@ func TestThreads(t *testing.T) {
 		{ID: thread(2), Name: "vCPU 1", Core: 1, Info: "user mode"},
 		{ID: thread(4), Name: "vCPU 3", Core: 3, Info: "kernel mode, blocked"},
 	}
-	got, err := target.Threads()
+	got, err := described(target)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +109,7 @@ func TestThreads(t *testing.T) {
 		wait(t, target)
 	}
 	again()
-	got, err = target.Threads()
+	got, err = described(target)
 	if err != nil || len(got) != 4 || got[2].Info != "kernel mode, offline" {
 		t.Errorf("with all vCPUs off: %+v, %v", got, err)
 	}
@@ -117,7 +127,7 @@ func TestThreadsOfRunningGuest(t *testing.T) {
 	if err := target.Resume(all); err != nil {
 		t.Fatal(err)
 	}
-	got, err := target.Threads()
+	got, err := described(target)
 	if err != nil || len(got) != 1 || got[0].Info != "running" {
 		t.Errorf("got %+v, %v", got, err)
 	}
@@ -126,6 +136,50 @@ func TestThreadsOfRunningGuest(t *testing.T) {
 	}
 	if _, err := target.ReadMemory(thread(1), text, make([]byte, 1)); !errors.Is(err, rsp.ErrRunning) {
 		t.Errorf("memory: %v, want ErrRunning", err)
+	}
+}
+
+// A stop of a guest with many vCPUs, and the registers of one, read none of the others:
+// only what lists them all does, and each once.
+func TestContextsAreReadOnce(t *testing.T) {
+	const vcpus = 64
+	target, _, x := newTarget(t, xentest.Config{}, xen.PV, vcpus, nil)
+	target.engine = engine.Plain(target.guest, errors.New("not in this test"))
+	contexts := func() int { return x.Calls(xentest.OpGetVCPUContext) }
+	regs := rsp.NewRegisters(target.Description())
+	for range 2 {
+		if err := target.Resume(all); err != nil {
+			t.Fatal(err)
+		}
+		if err := target.Interrupt(); err != nil {
+			t.Fatal(err)
+		}
+		before := contexts()
+		stop := wait(t, target)
+		for range 3 {
+			if threads, err := target.Threads(); err != nil || len(threads) != vcpus {
+				t.Fatalf("got %d threads, %v", len(threads), err)
+			}
+			for _, id := range []rsp.ThreadID{stop.Thread, thread(vcpus)} {
+				if err := target.ReadRegisters(id, regs); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := target.ReadMemory(thread(vcpus), text, make([]byte, 8)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := contexts() - before; n != 2 {
+			t.Errorf("a stop, the list of threads and registers of two read %d contexts", n)
+		}
+		for range 2 {
+			if _, err := described(target); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := contexts() - before; n != vcpus {
+			t.Errorf("with what each thread is at, %d contexts were read", n)
+		}
 	}
 }
 

@@ -165,6 +165,14 @@ func (g *Guest) schedule(n int) (xen.VCPUInfo, error) {
 	return info, err
 }
 
+// Scheduled tells how a vCPU is scheduled, without a look at its registers.
+func (g *Guest) Scheduled(n int) (xen.VCPUInfo, error) {
+	if n < 0 || n >= len(g.vcpus) {
+		return xen.VCPUInfo{}, fmt.Errorf("vCPU %d: %w", n, xen.ErrNoVCPU)
+	}
+	return g.schedule(n)
+}
+
 // State tells how a vCPU stands.
 func (g *Guest) State(n int) (State, error) {
 	c, err := g.context(n)
