@@ -94,7 +94,9 @@ func (p *privcmd) Buffer() []byte { return p.buffer }
 func (p *privcmd) Hypercall(op uint64, args [5]uint64) (int64, error) {
 	call := privcmdHypercall{op: op, arg: args}
 	for try := 0; ; try++ {
-		r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(p.fd), ioctlHypercall, uintptr(unsafe.Pointer(&call)))
+		// Hypercalls are short and wait for nobody. To the scheduler each would be one
+		// that may block, for which it wakes a thread that takes over from this one.
+		r, _, errno := unix.RawSyscall(unix.SYS_IOCTL, uintptr(p.fd), ioctlHypercall, uintptr(unsafe.Pointer(&call)))
 		switch {
 		case errno == 0:
 			return int64(r), nil
