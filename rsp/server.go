@@ -77,9 +77,11 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, t Target, cfg Config) e
 	defer stop()
 	s.ctx = ctx
 	go s.read(ctx.Done())
+	go s.wait()
 	err = s.loop()
 	s.abandonWait()
 	s.closeFiles()
+	close(s.waits)
 	return err
 }
 
@@ -130,6 +132,7 @@ type session struct {
 	actions       []Action // of the last resumption
 	talk          talk
 	cancelWait    context.CancelFunc
+	waits         chan context.Context // of the target
 	stops         chan stop
 	cancelCommand atomic.Pointer[context.CancelFunc] // of the monitor command
 	interrupted   atomic.Bool                        // an interrupt or the end was read, and not yet served
@@ -182,6 +185,7 @@ func newSession(conn io.ReadWriter, t Target, cfg Config) (*session, error) {
 		triple:     cfg.Triple,
 		acks:       true,
 		refused:    make(map[Place]error),
+		waits:      make(chan context.Context),
 		stops:      make(chan stop, 1),
 		talk:       talk{news: make(chan struct{}, 1)},
 	}

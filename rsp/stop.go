@@ -332,11 +332,17 @@ func (s *session) resume(actions []Action) error {
 	ctx, cancel := context.WithCancel(s.ctx)
 	s.running, s.actions, s.cancelWait = true, actions, cancel
 	s.flushTalk()
-	go func() {
+	s.waits <- ctx
+	return errNoReply
+}
+
+// wait waits for the target after each resumption, in one goroutine: the stack of a
+// new one would have to grow each time.
+func (s *session) wait() {
+	for ctx := range s.waits {
 		reply, err := s.target.Wait(ctx)
 		s.stops <- stop{reply, err}
-	}()
-	return errNoReply
+	}
 }
 
 // moves reports whether the actions let any thread run.
