@@ -372,16 +372,14 @@ func (e *redirect) poll() (bool, error) {
 	if e.spot == 0 {
 		return false, nil
 	}
-	// What is saved or migrated is copied soon after it has shut down.
-	switch info, err := e.host.DomainInfo(e.g.ID()); {
-	case err != nil:
-		return false, err
-	case info.Shutdown:
-		return false, ErrShutDown
-	}
 	for n := range e.armed {
 		if e.armed[n] && e.g.Held(n) {
 			continue
+		}
+		if e.steps[n].on { // it is likely to be parked
+			if err := e.host.VCPUContext(e.g.ID(), n, &e.ctx); err == nil && e.atSpot(&e.ctx) {
+				return true, nil
+			}
 		}
 		info, err := e.host.VCPUInfo(e.g.ID(), n)
 		switch {
@@ -409,7 +407,12 @@ func (e *redirect) poll() (bool, error) {
 			return true, nil
 		}
 	}
-	return false, nil
+	// What is saved or migrated is copied soon after it has shut down.
+	info, err := e.host.DomainInfo(e.g.ID())
+	if err == nil && info.Shutdown {
+		err = ErrShutDown
+	}
+	return false, err
 }
 
 func (e *redirect) atSpot(ctx *xen.VCPUContext) bool {
