@@ -22,8 +22,8 @@ type Mapping struct {
 // MapMachineFrames maps machine frames of a PV domain in one call. It fails
 // only as a whole; Page tells what became of each frame.
 //
-// Map writable only for the time of a write: the domain cannot use a page for a
-// page table while it is mapped so.
+// Map writable only while the domain is paused: it cannot use a page for a page
+// table while that is mapped so.
 func (h *Host) MapMachineFrames(domain DomID, frames []MFN, write bool) (*Mapping, error) {
 	return mapFrames(h, domain, frames, write)
 }

@@ -199,8 +199,7 @@ func (g *Guest) ResumeBriefly() error {
 	if !g.paused {
 		return nil
 	}
-	g.forget()
-	var err error
+	err := g.forget()
 	// The domain may have died, and somebody else may have taken our pause back.
 	g.ledger.setPause(unpausing)
 	e := g.host.Unpause(g.id)
@@ -227,11 +226,11 @@ func (g *Guest) Detach() error {
 }
 
 // forget drops all that holds only while the guest is paused.
-func (g *Guest) forget() {
+func (g *Guest) forget() error {
 	for i := range g.vcpus {
 		g.vcpus[i].asked, g.vcpus[i].fetched = false, false
 	}
-	g.mem.forget()
+	return g.mem.forget()
 }
 
 // ReleaseFrames unmaps all frames.

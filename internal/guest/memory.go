@@ -20,6 +20,8 @@ const (
 	// maxMapped is how many frames stay mapped at the most: 256 MB of address
 	// space. Beyond it the caches start anew.
 	maxMapped = 1 << 16
+	// maxWritable is how many frames stay mapped for writing at the most.
+	maxWritable = 8
 	// maxMappings is how many mappings they may come from: a page table is
 	// mapped alone, and the kernel allows a process 65530 areas.
 	maxMappings = 1 << 13
@@ -60,9 +62,9 @@ type memory interface {
 	show(p *Plant)
 	// planted gives what is planted at a byte of a frame, or nil.
 	planted(frame uint64, offset int) *Plant
-	// forget forgets translations. Frames stay mapped: what is in them is seen as
-	// it changes.
-	forget()
+	// forget forgets translations, and unmaps frames that are mapped for writing.
+	// Others stay mapped: what is in them is seen as it changes.
+	forget() error
 	// drop also unmaps all frames.
 	drop() error
 }
@@ -73,6 +75,7 @@ type frames[F xen.Frame] struct {
 
 	pages    map[F][]byte             // mapped frames, for reading
 	mappings []*xen.Mapping           // what pages point into
+	writing  map[F]*xen.Mapping       // of single frames, until the guest runs
 	tlb      map[translation]place[F] // pages by virtual address
 	next     translation              // where a sequential read would go on
 	window   int                      // pages to map ahead, doubled while reads are sequential
@@ -93,17 +96,31 @@ type translation struct {
 }
 
 func newFrames[F xen.Frame](mapFrames func(fs []F, write bool) (*xen.Mapping, error)) *frames[F] {
-	return &frames[F]{mapFrames: mapFrames, pages: map[F][]byte{}, tlb: map[translation]place[F]{}, plants: map[F][]*Plant{}}
+	return &frames[F]{
+		mapFrames: mapFrames, pages: map[F][]byte{}, writing: map[F]*xen.Mapping{},
+		tlb: map[translation]place[F]{}, plants: map[F][]*Plant{},
+	}
 }
 
-func (m *frames[F]) forget() {
+func (m *frames[F]) forget() error {
 	clear(m.tlb)
 	m.window, m.next = 0, translation{}
+	return m.endWriting()
+}
+
+// endWriting unmaps what is mapped for writing: the guest could not use it for page
+// tables.
+func (m *frames[F]) endWriting() error {
+	var errs []error
+	for _, mapping := range m.writing {
+		errs = append(errs, mapping.Close())
+	}
+	clear(m.writing)
+	return errors.Join(errs...)
 }
 
 func (m *frames[F]) drop() error {
-	m.forget()
-	var errs []error
+	errs := []error{m.forget()}
 	for _, mapping := range m.mappings {
 		errs = append(errs, mapping.Close())
 	}
@@ -262,7 +279,7 @@ func (m *frames[F]) write(v *view, addr uint64, p []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, mapping.Close()) }()
+	defer func() { err = errors.Join(err, m.wrote(mapping)) }()
 	offset := int(addr % xen.PageSize)
 	for i, f := range targets {
 		page, _ := mapping.Page(i)
@@ -284,6 +301,36 @@ func (m *frames[F]) writable(v *view, addr uint64) error {
 	mapping, _, err := m.mapForWriting(v, addr, 1)
 	if err != nil {
 		return err
+	}
+	return m.wrote(mapping)
+}
+
+// mapWritable maps frames for writing, or finds that it is.
+func (m *frames[F]) mapWritable(fs []F) (*xen.Mapping, error) {
+	if len(fs) > 1 {
+		return m.mapFrames(fs, true)
+	}
+	if mapping, ok := m.writing[fs[0]]; ok {
+		return mapping, nil
+	}
+	mapping, err := m.mapFrames(fs, true)
+	if err != nil {
+		return nil, err
+	}
+	if _, bad := mapping.Page(0); bad != nil {
+		return mapping, nil
+	}
+	if len(m.writing) == maxWritable {
+		err = m.endWriting()
+	}
+	m.writing[fs[0]] = mapping
+	return mapping, err
+}
+
+// wrote ends the use of what mapWritable gave.
+func (m *frames[F]) wrote(mapping *xen.Mapping) error {
+	if _, bad := mapping.Page(0); mapping.Len() == 1 && bad == nil {
+		return nil // until the guest runs
 	}
 	return mapping.Close()
 }
@@ -310,7 +357,7 @@ func (m *frames[F]) mapForWriting(v *view, addr, n uint64) (*xen.Mapping, []F, e
 			break
 		}
 	}
-	mapping, err := m.mapFrames(targets, true)
+	mapping, err := m.mapWritable(targets)
 	if err != nil {
 		return nil, nil, fmt.Errorf("write %#x: %w", addr, err)
 	}
@@ -320,7 +367,7 @@ func (m *frames[F]) mapForWriting(v *view, addr, n uint64) (*xen.Mapping, []F, e
 				err = fmt.Errorf("%w: %w", ErrUnmapped, err)
 			}
 			at := max(addr, (addr/xen.PageSize+uint64(i))*xen.PageSize)
-			return nil, nil, errors.Join(fmt.Errorf("write %#x: %w", at, err), mapping.Close())
+			return nil, nil, errors.Join(fmt.Errorf("write %#x: %w", at, err), m.wrote(mapping))
 		}
 	}
 	return mapping, targets, nil

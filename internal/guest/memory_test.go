@@ -347,7 +347,7 @@ func TestWriteAllOrNothing(t *testing.T) {
 	})
 }
 
-// Frames are mapped writable for the time of a write only.
+// Frames are mapped writable once, and until the guest runs only.
 func TestWritableMappingIsShort(t *testing.T) {
 	f := newFixture(t, xen.PV, 1)
 	f.pt.MapPage(text, nil)
@@ -361,6 +361,34 @@ func TestWritableMappingIsShort(t *testing.T) {
 	}
 	if n := f.Mapped(); n != held {
 		t.Errorf("%d mappings after the second write, %d after the first", n, held)
+	}
+	writes := 0
+	for _, c := range f.MapCalls() {
+		if c.Write {
+			writes++
+		}
+	}
+	if writes != 1 {
+		t.Errorf("mapped for writing %d times for two writes of a page", writes)
+	}
+	if err := g.ResumeBriefly(); err != nil {
+		t.Fatal(err)
+	}
+	if n := f.Mapped(); n != held-1 {
+		t.Errorf("%d mappings are left of %d while the guest runs", n, held)
+	}
+	if err := g.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	// Many pages, one at a time, do not pile up.
+	for i := range uint64(20) {
+		f.pt.MapPage(text+0x1000*(i+1), nil)
+		if err := g.Write(0, text+0x1000*(i+1), []byte{1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := f.Mapped(); n > held+8 {
+		t.Errorf("%d mappings after writes to 20 pages", n)
 	}
 	for _, c := range f.MapCalls() {
 		if !c.Write && slices.Contains(c.Frames, f.pt.Entry(text, 3)<<1>>13) {

@@ -223,7 +223,7 @@ func (m *frames[F]) peek(frame uint64, offset int, p []byte) error {
 }
 
 func (m *frames[F]) poke(frame uint64, offset int, p []byte) error {
-	mapping, err := m.mapFrames([]F{F(frame)}, true)
+	mapping, err := m.mapWritable([]F{F(frame)})
 	if err != nil {
 		return err
 	}
@@ -231,7 +231,7 @@ func (m *frames[F]) poke(frame uint64, offset int, p []byte) error {
 	if err == nil {
 		store(page[offset:], p)
 	}
-	return errors.Join(err, mapping.Close())
+	return errors.Join(err, m.wrote(mapping))
 }
 
 // store writes into a page. The lengths that are planted are written by one
