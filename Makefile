@@ -28,7 +28,7 @@ lab: build bin/xenlab ## leave real Xen with a guest up until Ctrl-C, to try thi
 # is what fails. Tests that need real Xen are skipped in the group unit and run
 # in the group lab.
 .PHONY: bench
-bench: build bin/xenlab bin/bench-client ## the server beside gdbsx and QEMU's stub, some 12 minutes; writes docs/benchmarks.md
+bench: build bin/xenlab bin/bench-client ## the server beside gdbsx and QEMU's stub, some 5 minutes; writes docs/benchmarks.md
 	bin/xenlab bench
 
 .PHONY: test
