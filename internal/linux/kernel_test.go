@@ -193,6 +193,24 @@ func TestUnwindStubs(t *testing.T) {
 	}
 }
 
+// An entry from user mode that has pushed all registers, where ORC says that it has
+// not yet.
+func TestUnwindRegistersPushed(t *testing.T) {
+	kernel := fakeKernel(fakeLayouts[2])
+	k, err := Find(kernel, function("leaf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stack := space{fakeStack, make([]byte, pageSize)}
+	binary.LittleEndian.PutUint64(stack.b[regRIP:], 0x401000)
+	binary.LittleEndian.PutUint64(stack.b[regRIP+frameCS:], 0x33)
+	entry := function("asm_exc_nmi") + 9
+	got, err := k.Unwind(spaces{kernel, stack}, Registers{RIP: entry, RSP: fakeStack})
+	if diff := cmp.Diff([]Frame{{RIP: entry}, {RIP: 0x401000, UserMode: true}}, got); diff != "" || err != nil {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
+	}
+}
+
 // A kernel whose tables are damaged gives an error or names, in bounded time.
 func TestDamaged(t *testing.T) {
 	const rounds = 12 // of each layout; FuzzFind goes on
