@@ -34,13 +34,10 @@ probe() {
 	echo p:inside hrtimer_nanosleep+5 >>kprobe_events
 	echo 1 >events/kprobes/enable
 }
-# counts prints the hits of each probe, and how many were not counted.
+# counts prints the hits of each probe, and how many were not counted. All are read at
+# once: they go on.
 counts() {
-	line=probes
-	while read -r name hits missed; do
-		line="$line $name $hits $missed"
-	done <kprobe_profile
-	echo "$line"
+	echo probes $(cat kprobe_profile)
 }
 # onlines brings up a vCPU that the toolstack has given back, as udev does.
 onlines() {
