@@ -292,6 +292,9 @@ type special struct {
 	rule func(o *orc, e orcEntry, ok bool) rule
 }
 
+// mostEntry is more than an entry has before it changes to a task's stack.
+const mostEntry = 64
+
 // findSpecials gives them in order.
 func (k *Kernel) findSpecials(mem Memory) []special {
 	var list []special
@@ -308,7 +311,7 @@ func (k *Kernel) findSpecials(mem Memory) []special {
 			continue
 		}
 		whole := extent{s.addr, end}
-		code := make([]byte, min(16, end-s.addr))
+		code := make([]byte, min(mostEntry, end-s.addr))
 		switch name := s.name; {
 		case strings.HasPrefix(name, "__x86_indirect_"):
 			readSparse(mem, s.addr, code)
@@ -322,6 +325,9 @@ func (k *Kernel) findSpecials(mem Memory) []special {
 			list = append(list, special{whole, changesStack})
 		case strings.HasPrefix(name, "entry_SYS"), strings.HasPrefix(name, "entry_INT80"), name == "syscall_return_via_sysret":
 			list = append(list, special{whole, onlyFromUser})
+		case strings.HasPrefix(name, "asm_"):
+			readSparse(mem, s.addr, code)
+			list = append(list, pushedRules(s.addr, code)...)
 		case name == "ret_from_fork", name == "ret_from_fork_asm":
 			// A new task returns here from no call, but debuggers look before it.
 			if n := len(list); n > 0 && list[n-1].end == s.addr {
@@ -361,13 +367,30 @@ func ifEnd(end rule) func(o *orc, e orcEntry, ok bool) rule {
 // retpolineRules are those of a retpoline. Where it begins with a call, there is a
 // word more behind that.
 func retpolineRules(e extent, code []byte) []special {
-	const call, size = 0xe8, 5
 	outer := ifEnd(rule{kind: kindCall, reg: dwarfRSP, offset: 8})
-	if len(code) <= size || code[0] != call {
+	if len(code) <= callSize || code[0] != callCode {
 		return []special{{e, outer}}
 	}
 	inside := ifEnd(rule{kind: kindCall, reg: dwarfRSP, offset: 16})
-	return []special{{extent{e.first, e.first + size}, outer}, {extent{e.first + size, e.end}, inside}}
+	return []special{{extent{e.first, e.first + callSize}, outer}, {extent{e.first + callSize, e.end}, inside}}
+}
+
+// pushedRules are those of an entry that begins at an address: see changesToTask.
+func pushedRules(addr uint64, code []byte) []special {
+	for i := range code {
+		if changesToTask(code[i:]) {
+			at := addr + uint64(i) + callSize
+			return []special{{extent{at, at + uint64(len(movRSPRAX))}, pushed}}
+		}
+	}
+	return nil
+}
+
+func pushed(o *orc, e orcEntry, ok bool) rule {
+	if ok && e.orcType == orcFrame {
+		e = pushedEntry
+	}
+	return o.rule(e, ok)
 }
 
 // bouncedRules are those of code that Xen has entered or is to take a frame from.

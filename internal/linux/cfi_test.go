@@ -295,11 +295,7 @@ func checkFrameInfo(t *testing.T, k *Kernel, mem Memory, r Registers, want []Fra
 func TestFrameInfo(t *testing.T) {
 	for _, l := range fakeLayouts {
 		t.Run(l.name, func(t *testing.T) {
-			kernel := fakeKernel(l)
-			k, err := Find(kernel, function("leaf"))
-			if err != nil {
-				t.Fatal(err)
-			}
+			kernel, k := foundKernel(t, l)
 			file, _ := k.Executable()
 			checkAgainstORC(t, k, kernel, readCFI(t, file), fakeStack, rand.New(rand.NewPCG(1, 2)))
 			checkAgainstORC(t, k, kernel, readCFI(t, k.FrameInfo()), fakeStack, rand.New(rand.NewPCG(1, 2)))

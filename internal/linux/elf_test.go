@@ -15,10 +15,7 @@ import (
 func TestExecutable(t *testing.T) {
 	for _, l := range fakeLayouts {
 		t.Run(l.name, func(t *testing.T) {
-			k, err := Find(fakeKernel(l), function("leaf"))
-			if err != nil {
-				t.Fatal(err)
-			}
+			_, k := foundKernel(t, l)
 			if k.Release() != l.version || k.SymbolPackage() != "" || k.Slide() != fakeBase-linkBase {
 				t.Errorf("release %s, package %q, slide %#x", k.Release(), k.SymbolPackage(), k.Slide())
 			}
@@ -101,10 +98,7 @@ func TestReadelf(t *testing.T) {
 	if err != nil {
 		t.Skip("readelf is not installed")
 	}
-	k, err := Find(fakeKernel(fakeLayouts[2]), function("leaf"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, k := foundKernel(t, fakeLayouts[2])
 	executable, _ := k.Executable()
 	for name, file := range map[string][]byte{"executable": executable, "frames": k.FrameInfo()} {
 		path := filepath.Join(t.TempDir(), name)

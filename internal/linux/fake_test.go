@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"testing"
 )
 
 // space is memory made of one piece.
@@ -72,7 +73,7 @@ var fakeFunctions = []string{"startup_xen", "entry_SYSCALL_64", "asm_exc_page_fa
 // fakeCode is what is at the beginning of functions.
 var fakeCode = map[string][]byte{
 	"xen_asm_exc_page_fault":   {0xf3, 0x0f, 0x1e, 0xfa, 0x59, 0x41, 0x5b, 0xe9}, // ENDBR64, POP RCX, POP R11, JMP
-	"asm_exc_nmi":              {8: 0x90, 0x48, 0x89, 0xc4},                      // MOV RSP, RAX
+	"asm_exc_nmi":              {4: 0xe8, 9: 0x48, 0x89, 0xc4},                   // CALL, MOV RSP, RAX
 	"__x86_indirect_thunk_r11": {0xe8, 0x07, 0, 0, 0, 0xf3, 0x90, 0x0f, 0xae, 0xe8, 0xeb, 0xf9, 0x4c, 0x89, 0x1c, 0x24, 0xc3},
 }
 
@@ -91,6 +92,17 @@ func (l fakeLayout) entry(spOffset, bpOffset int16, spReg, bpReg uint8, kind orc
 		e[5] = byte(kind) + 1
 	}
 	return e
+}
+
+// foundKernel gives a kernel's image and what Find makes of it.
+func foundKernel(t *testing.T, l fakeLayout) (space, *Kernel) {
+	t.Helper()
+	image := fakeKernel(l)
+	k, err := Find(image, function("leaf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return image, k
 }
 
 // fakeKernel makes a kernel's image.

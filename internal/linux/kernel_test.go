@@ -76,11 +76,7 @@ func TestNotLinux(t *testing.T) {
 func TestUnwind(t *testing.T) {
 	for _, l := range fakeLayouts {
 		t.Run(l.name, func(t *testing.T) {
-			kernel := fakeKernel(l)
-			k, err := Find(kernel, function("leaf"))
-			if err != nil {
-				t.Fatal(err)
-			}
+			kernel, k := foundKernel(t, l)
 			stack := space{fakeStack, make([]byte, 2*pageSize)}
 			put := func(addr, v uint64) { binary.LittleEndian.PutUint64(stack.b[addr-fakeStack:], v) }
 			mem := spaces{kernel, stack}
@@ -146,12 +142,7 @@ func TestUnwind(t *testing.T) {
 
 // Code of which ORC does not tell where the caller is.
 func TestUnwindStubs(t *testing.T) {
-	l := fakeLayouts[2]
-	kernel := fakeKernel(l)
-	k, err := Find(kernel, function("leaf"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	kernel, k := foundKernel(t, fakeLayouts[2])
 	const sp = fakeStack + 0x100
 	end := function("startup_xen") + 7
 	switchTo := function("__switch_to_asm")
@@ -196,19 +187,17 @@ func TestUnwindStubs(t *testing.T) {
 // An entry from user mode that has pushed all registers, where ORC says that it has
 // not yet.
 func TestUnwindRegistersPushed(t *testing.T) {
-	kernel := fakeKernel(fakeLayouts[2])
-	k, err := Find(kernel, function("leaf"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	kernel, k := foundKernel(t, fakeLayouts[2])
 	stack := space{fakeStack, make([]byte, pageSize)}
 	binary.LittleEndian.PutUint64(stack.b[regRIP:], 0x401000)
 	binary.LittleEndian.PutUint64(stack.b[regRIP+frameCS:], 0x33)
 	entry := function("asm_exc_nmi") + 9
-	got, err := k.Unwind(spaces{kernel, stack}, Registers{RIP: entry, RSP: fakeStack})
+	r := Registers{RIP: entry, RSP: fakeStack}
+	got, err := k.Unwind(spaces{kernel, stack}, r)
 	if diff := cmp.Diff([]Frame{{RIP: entry}, {RIP: 0x401000, UserMode: true}}, got); diff != "" || err != nil {
 		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}
+	checkFrameInfo(t, k, spaces{kernel, stack}, r, got)
 }
 
 // A kernel whose tables are damaged gives an error or names, in bounded time.

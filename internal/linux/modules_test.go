@@ -149,11 +149,7 @@ func TestModules(t *testing.T) {
 // A stack goes through a module.
 func TestUnwindModule(t *testing.T) {
 	for _, l := range fakeLayouts {
-		kernel := fakeKernel(l)
-		k, err := Find(kernel, function("leaf"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		kernel, k := foundKernel(t, l)
 		d := newFakeData("6.1")
 		data := d.symbols
 		d.Kernel = k

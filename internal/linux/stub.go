@@ -1,6 +1,7 @@
 // This file knows code of which ORC does not tell where the caller is: it calls it
 // the end of a stack where Xen enters a PV kernel and leaves it, and in retpolines
-// of kernels before 6.4; and what fills the return stack buffer it does not follow.
+// of kernels before 6.4; what fills the return stack buffer it does not follow; and
+// at one instruction of entries it is wrong.
 
 package linux
 
@@ -93,6 +94,33 @@ func (u *unwinder) bounced() (offset int16, ok bool) {
 		offset += 8
 	}
 	return 0, false
+}
+
+// pushedEntry is for code that has a struct pt_regs at RSP.
+var pushedEntry = orcEntry{spReg: orcSP, bpReg: orcNone, orcType: orcRegs}
+
+// CALL with a displacement.
+const (
+	callCode = 0xe8
+	callSize = 5
+)
+
+// movRSPRAX changes to a task's stack.
+var movRSPRAX = []byte{0x48, 0x89, 0xc4}
+
+// changesToTask tells whether code begins with a CALL and what entries have behind
+// that of error_entry. That function has pushed a struct pt_regs, but of the
+// instruction behind it ORC says what holds before the call (idtentry_body in
+// arch/x86/entry/entry_64.S, since Linux 5.19).
+func changesToTask(code []byte) bool {
+	return len(code) > callSize && code[0] == callCode && bytes.HasPrefix(code[callSize:], movRSPRAX)
+}
+
+// registersPushed tells whether a vCPU is about to execute that instruction.
+func (u *unwinder) registersPushed() bool {
+	code := make([]byte, callSize+len(movRSPRAX))
+	n, _ := u.mem.Read(u.r.RIP-callSize, code)
+	return u.scratch && !u.call && changesToTask(code[:n])
 }
 
 // isSelector tells CS as Xen pushes it, with the event mask in the upper half, from

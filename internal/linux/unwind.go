@@ -127,7 +127,7 @@ func (u *unwinder) step(at uint64) (done, user bool) {
 		}
 	}
 	if e.orcType == orcFrame && u.registersPushed() {
-		e = orcEntry{spReg: orcSP, bpReg: orcNone, orcType: orcRegs}
+		e = pushedEntry
 	}
 	u.unstuff(&e)
 	base := u.base(&e)
@@ -158,16 +158,6 @@ func (u *unwinder) step(at uint64) (done, user bool) {
 		u.r.RBP = u.word(u.regs + regBP)
 	}
 	return false, user
-}
-
-// registersPushed tells whether a vCPU is about to change to the stack that
-// error_entry has returned in rax. That has pushed a struct pt_regs, but ORC says of
-// this one instruction what holds before the call (idtentry_body in
-// arch/x86/entry/entry_64.S, Linux 5.18 to 6.15 at least).
-func (u *unwinder) registersPushed() bool {
-	var b [3]byte
-	n, err := u.mem.Read(u.r.RIP, b[:])
-	return u.scratch && !u.call && err == nil && n == len(b) && b == [3]byte{0x48, 0x89, 0xc4} // mov %rax,%rsp
 }
 
 // base gives what an entry's offsets are counted from: the stack pointer of the
