@@ -31,7 +31,6 @@ type gdbsx struct {
 	*redirect
 	on   bool // debugging is on
 	soft softINT
-	dr6  []uint64 // of each vCPU, when the guest was resumed
 
 	unexplained int // how often it was seen paused since, with no stop that shows
 
@@ -68,10 +67,7 @@ func newGDBSX(g *guest.Guest, log *slog.Logger) (*gdbsx, error) {
 func makeGDBSX(r *redirect) *gdbsx {
 	r.number = numberGDBSX
 	r.g.HoldByPauses()
-	e := &gdbsx{
-		redirect: r,
-		dr6:      make([]uint64, r.g.NumVCPUs()),
-	}
+	e := &gdbsx{redirect: r}
 	r.pass = e.giveTrap
 	return e
 }
@@ -403,7 +399,7 @@ func (e *gdbsx) takeInt3s() error {
 
 // debugged tells whether a #DB has stopped a vCPU that no int3 has.
 func (e *gdbsx) debugged(n int, ctx *xen.VCPUContext) bool {
-	return !e.atSpot(ctx) && ctx.Flags&xen.VGCFInKernel != 0 && ctx.DebugRegs[6]&^e.dr6[n]&(DR6BS|DR6Breaks) != 0
+	return !e.atSpot(ctx) && ctx.Flags&xen.VGCFInKernel != 0 && e.newInDR6(n, ctx)
 }
 
 // Pause implements Engine.

@@ -528,12 +528,17 @@ func (e *redirect) mayBeOwed(n int, ctx *xen.VCPUContext) bool {
 	if e.atSpot(ctx) {
 		return false
 	}
-	if ctx.DebugRegs[6]&^e.dr6[n]&(DR6BS|DR6Breaks) != 0 || e.g.PlantedAt(n, ctx.RIP-1) != nil {
+	if e.newInDR6(n, ctx) || e.g.PlantedAt(n, ctx.RIP-1) != nil {
 		return true
 	}
 	var b [1]byte
 	got, err := e.g.Read(n, ctx.RIP-1, b[:])
 	return err == nil && got == 1 && b[0] == guest.Int3
+}
+
+// newInDR6 tells whether a trap has set a bit in a vCPU's DR6 since it was resumed.
+func (e *redirect) newInDR6(n int, ctx *xen.VCPUContext) bool {
+	return ctx.DebugRegs[6]&^e.dr6[n]&(DR6BS|DR6Breaks) != 0
 }
 
 // awaitRun waits until vCPUs of a running guest have been on a CPU, unless they
