@@ -68,12 +68,12 @@ var commands = []command{
 
 	{name: "vFile:setfs", args: ":{pid}", doc: "files are the same for all", handle: withFiles((*session).setFileSystem)},
 	{name: "vFile:open", args: ":{annex},{flags},{mode}", doc: "open a file that the target makes up, for reading; none is one of the server's", handle: withFiles((*session).openFile)},
-	{name: "vFile:pread", args: ":{fd},{count},{offset}", doc: "read a file", handle: withFiles((*session).readFile)},
-	{name: "vFile:fstat", args: ":{fd}", doc: "how large an open file is", handle: withFiles((*session).statOpened)},
+	{name: "vFile:pread", args: ":{fd},{count},{offset}", doc: "read a file", handle: withOpened((*session).readFile)},
+	{name: "vFile:fstat", args: ":{fd}", doc: "how large an open file is", handle: withOpened((*session).statOpened)},
 	{name: "vFile:stat", args: ":{data}", doc: "how large a file is", handle: withFiles((*session).statFile)},
 	{name: "vFile:lstat", args: ":{data}", doc: "the same: no file is a link", handle: withFiles((*session).statFile)},
 	{name: "vFile:readlink", args: ":{data}", doc: "an error: no file is a link", handle: withFiles((*session).readLink)},
-	{name: "vFile:close", args: ":{fd}", doc: "close a file", handle: withFiles((*session).closeOpened)},
+	{name: "vFile:close", args: ":{fd}", doc: "close a file", handle: withOpened((*session).closeOpened)},
 	{name: "vFile:pwrite", args: ":{data}", doc: "an error: files cannot be written", handle: withFiles((*session).refuseWrite)},
 	{name: "vFile:unlink", args: ":{data}", doc: "an error: files cannot be written", handle: withFiles((*session).refuseWrite)},
 

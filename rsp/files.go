@@ -243,20 +243,20 @@ func (s *session) openFile(server FileServer, a *arguments) error {
 	return nil
 }
 
-// opened gives the file of a descriptor.
-func (s *session) opened(fd uint64) (f File, ok bool) {
-	if fd >= uint64(len(s.files)) || s.files[fd] == nil {
-		return nil, false
-	}
-	return s.files[fd], true
+// withOpened makes a handler of one for files that are open, by the descriptor that
+// is the first number.
+func withOpened(handle func(s *session, f File, a *arguments) error) func(s *session, a *arguments) error {
+	return withFiles(func(s *session, _ FileServer, a *arguments) error {
+		fd := a.num[0]
+		if fd >= uint64(len(s.files)) || s.files[fd] == nil {
+			return s.fileError(errnoBadFile)
+		}
+		return handle(s, s.files[fd], a)
+	})
 }
 
 // readFile handles vFile:pread.
-func (s *session) readFile(_ FileServer, a *arguments) error {
-	f, ok := s.opened(a.num[0])
-	if !ok {
-		return s.fileError(errnoBadFile)
-	}
+func (s *session) readFile(f File, a *arguments) error {
 	const most = 1 << 62
 	if a.num[2] > most {
 		return s.fileError(errnoInvalid)
@@ -275,11 +275,7 @@ func (s *session) readFile(_ FileServer, a *arguments) error {
 }
 
 // closeOpened handles vFile:close.
-func (s *session) closeOpened(_ FileServer, a *arguments) error {
-	f, ok := s.opened(a.num[0])
-	if !ok {
-		return s.fileError(errnoBadFile)
-	}
+func (s *session) closeOpened(f File, a *arguments) error {
 	s.closeFile(f)
 	s.files[a.num[0]] = nil
 	s.result(0)
@@ -287,11 +283,7 @@ func (s *session) closeOpened(_ FileServer, a *arguments) error {
 }
 
 // statOpened handles vFile:fstat.
-func (s *session) statOpened(_ FileServer, a *arguments) error {
-	f, ok := s.opened(a.num[0])
-	if !ok {
-		return s.fileError(errnoBadFile)
-	}
+func (s *session) statOpened(f File, _ *arguments) error {
 	s.stat(f)
 	return nil
 }
