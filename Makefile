@@ -24,13 +24,13 @@ demo: build bin/xenlab ## gdb on a live guest on real Xen, in QEMU
 lab: build bin/xenlab ## leave real Xen with a guest up until Ctrl-C, to try things on
 	bin/xenlab up
 
-# The groups run one after the other, whatever fails; the report comes last and
-# is what fails. Tests that need real Xen are skipped in the group unit and run
-# in the group lab.
 .PHONY: bench
 bench: build bin/xenlab bin/bench-client ## the server beside gdbsx and QEMU's stub, some 5 minutes; writes docs/benchmarks.md
 	bin/xenlab bench
 
+# The groups run one after the other, whatever fails; the report comes last and
+# is what fails. Tests that need real Xen are skipped in the group unit and run
+# in the group lab.
 .PHONY: test
 test: ## all checks and tests, those on real Xen too
 	@.ci/tools

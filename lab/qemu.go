@@ -53,12 +53,15 @@ func (m machine) commandLine() string {
 	line := m.qemu
 	for _, a := range m.qemuArgs(true) {
 		if strings.ContainsAny(a, " *?()$'") {
-			a = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
+			a = Quote(a)
 		}
 		line += " " + a
 	}
 	return line
 }
+
+// Quote quotes a word for a shell.
+func Quote(word string) string { return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'" }
 
 // A process that dies with us: QEMU.
 type child struct {

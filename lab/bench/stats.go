@@ -27,7 +27,6 @@ type Report struct {
 	// Of the server's process, if the client started it.
 	PeakKB int           `json:",omitempty"`
 	CPU    time.Duration `json:",omitempty"`
-	Took   time.Duration `json:",omitempty"`
 }
 
 // Percentile gives the least sample that p of 100 samples do not exceed.

@@ -35,16 +35,17 @@ type benchFlags struct {
 type benchPart struct {
 	name    string
 	measure func(b *bencher, ctx context.Context) error
+	section func(page *strings.Builder, r *benchResult)
 }
 
 // benchParts are in the order in which they are measured: what needs a guest of 2 GB
 // comes last.
 var benchParts = []benchPart{
-	{"stub", (*bencher).measureStub},
-	{"works", (*bencher).measureWorks},
-	{"cost", (*bencher).measureCost},
-	{"gdb", (*bencher).measureGDB},
-	{"attach", (*bencher).measureAttach},
+	{"stub", (*bencher).measureStub, stubSection},
+	{"works", (*bencher).measureWorks, worksSection},
+	{"cost", (*bencher).measureCost, costSection},
+	{"gdb", (*bencher).measureGDB, gdbSection},
+	{"attach", (*bencher).measureAttach, attachSection},
 }
 
 func benchCommand() *cobra.Command {
@@ -272,7 +273,11 @@ func (b *bencher) runClient(ctx context.Context, args ...string) (bench.Report, 
 	var r bench.Report
 	ctx, cancel := context.WithTimeout(ctx, clientTimeout)
 	defer cancel()
-	out, err := b.host.Output(ctx, clientInDom0+" "+quoteAll(args))
+	line := clientInDom0
+	for _, a := range args {
+		line += " " + lab.Quote(a)
+	}
+	out, err := b.host.Output(ctx, line)
 	if err != nil {
 		return r, err
 	}
@@ -280,15 +285,6 @@ func (b *bencher) runClient(ctx context.Context, args ...string) (bench.Report, 
 		return r, fmt.Errorf("read what the client prints: %w", err)
 	}
 	return r, nil
-}
-
-// quoteAll quotes for sh.
-func quoteAll(args []string) string {
-	quoted := make([]string, len(args))
-	for i, a := range args {
-		quoted[i] = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
-	}
-	return strings.Join(quoted, " ")
 }
 
 // serve gives the client's arguments to start a server on a guest and connect to it.

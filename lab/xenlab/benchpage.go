@@ -28,7 +28,6 @@ type benchResult struct {
 	Tool       string                             // the other program that took part, with its version
 	Failures   []string                           // of servers
 	Servers    map[string]map[string]bench.Result // by server and work
-	PeakKB     map[string]int
 	Operations []operation
 	Idle       []idleCost
 }
@@ -49,7 +48,7 @@ type idleCost struct {
 }
 
 func newBenchResult(ctx context.Context) benchResult {
-	r := benchResult{Date: time.Now().UTC(), Machine: machineLine(), Servers: map[string]map[string]bench.Result{}, PeakKB: map[string]int{}}
+	r := benchResult{Date: time.Now().UTC(), Machine: machineLine(), Servers: map[string]map[string]bench.Result{}}
 	if out, err := exec.CommandContext(ctx, "git", "describe", "--tags", "--always", "--dirty").Output(); err == nil {
 		r.Version = strings.TrimSpace(string(out))
 	}
@@ -89,7 +88,6 @@ func (r *benchResult) add(server string, report bench.Report) {
 		r.Servers[server] = map[string]bench.Result{}
 	}
 	bench.Merge(r.Servers[server], report.Results)
-	r.PeakKB[server] = max(r.PeakKB[server], report.PeakKB)
 }
 
 // rows are works of two servers side by side.
@@ -136,7 +134,7 @@ func benchPage(parts map[string]benchResult) string {
 		if !ok {
 			continue
 		}
-		benchSections[p.name](&b, &r)
+		p.section(&b, &r)
 		when := fmt.Sprintf("Measured on %s, version %s", r.Date.Format("2006-01-02 15:04 UTC"), cmp.Or(r.Version, "unknown"))
 		if r.Xen != "" {
 			when += fmt.Sprintf(", Xen %s, guest's and dom0's Linux %s, in QEMU without hardware virtualization", r.Xen, r.Linux)
@@ -150,18 +148,6 @@ func benchPage(parts map[string]benchResult) string {
 		fmt.Fprintf(&b, "\n%s; %s.\n", when, r.Machine)
 	}
 	return b.String()
-}
-
-var benchSections map[string]func(b *strings.Builder, r *benchResult)
-
-func init() { // since it needs benchParts, whose functions lead here
-	benchSections = map[string]func(b *strings.Builder, r *benchResult){
-		"stub":   stubSection,
-		"works":  worksSection,
-		"cost":   costSection,
-		"gdb":    gdbSection,
-		"attach": attachSection,
-	}
 }
 
 func stubSection(b *strings.Builder, r *benchResult) {

@@ -143,7 +143,6 @@ func (o *options) run() (r bench.Report, err error) {
 	if err != nil {
 		r.Failed = err.Error()
 	}
-	r.Took = time.Since(begin)
 	return r, nil
 }
 
