@@ -155,8 +155,7 @@ func compareText(t *testing.T, s *server, core *xencore.Core, kind lab.Kind, w *
 	}
 	path := filepath.Join(t.TempDir(), "text")
 	// Without what looks for the kernel, which reads 30 MB.
-	s.gdb("-iex", "set remote pid-to-exec-file-packet off", "-iex", "set remote library-info-packet off",
-		"-ex", fmt.Sprintf("dump binary memory %s %#x %#x", path, start, start+size), "-ex", "detach")
+	s.gdb(append(slices.Clone(noFiles), "-ex", fmt.Sprintf("dump binary memory %s %#x %#x", path, start, start+size), "-ex", "detach")...)
 	res, err := trace.Wait()
 	if err != nil {
 		t.Fatal(err)
