@@ -98,7 +98,7 @@ var commands = []command{
 	{name: "qHostInfo", doc: "lldb: architecture and byte order", handle: (*session).hostInfo},
 	{name: "qMemoryRegionInfo", args: ":{addr}", doc: "lldb: what is mapped around an address, if the target can tell", handle: (*session).memoryRegion},
 	{name: "qOffsets", doc: "where what runs is, if the target knows: an address for gdb, offsets for lldb, which are zero if not", handle: (*session).offsets},
-	{name: "qProcessInfo", doc: "lldb: process number and architecture", handle: (*session).processInfo},
+	{name: "qProcessInfo", doc: "lldb: process number, architecture, and which kernel runs where", handle: (*session).processInfo},
 	{name: "qThreadStopInfo", args: "{thread}", doc: "lldb: a stop reply for one thread", handle: (*session).threadStop, mayStop: true},
 	{name: "qWatchpointSupportInfo", args: "[:]", doc: "lldb: how many watchpoints there can be", handle: (*session).watchpointSupport},
 }

@@ -145,34 +145,48 @@ func (s *session) hostInfo(*arguments) error {
 	return nil
 }
 
-// processInfo handles qProcessInfo.
+// processInfo handles qProcessInfo. lldb looks for the symbol file of the build that
+// is identified, and moves it by the slide.
 func (s *session) processInfo(*arguments) error {
+	r, known, err := s.relocation()
+	if err != nil {
+		return err
+	}
 	s.out = strconv.AppendInt(append(s.out, "pid:"...), int64(s.general.PID), 16)
 	s.out = appendHexString(append(s.out, ";triple:"...), s.triple)
 	s.out = append(s.out, ";ptrsize:8;endian:little;"...)
+	if known && r.BuildID != "" {
+		s.out = fmt.Appendf(s.out, "main-binary-uuid:%s;main-binary-slide:%x;", r.BuildID, r.Slide)
+	}
 	return nil
+}
+
+// relocation asks the target where what it runs is.
+func (s *session) relocation() (r Relocation, known bool, err error) {
+	t, ok := s.target.(Relocator)
+	if !ok {
+		return r, false, nil
+	}
+	err = s.patiently(func() error {
+		r, known = t.Relocation()
+		return nil
+	})
+	return r, known, err
 }
 
 // offsets handles qOffsets. gdb wants the address of a symbol file's first segment,
 // and without an answer takes the file to be where it was linked to; lldb wants
 // offsets, and without an answer takes the file for loaded nowhere.
 func (s *session) offsets(*arguments) error {
-	var first, slide uint64
-	known := false
-	if r, ok := s.target.(Relocator); ok {
-		err := s.patiently(func() error {
-			first, slide, known = r.Relocation()
-			return nil
-		})
-		if err != nil {
-			return err
-		}
+	r, known, err := s.relocation()
+	if err != nil {
+		return err
 	}
 	switch {
 	case s.dialect == lldb:
-		s.out = fmt.Appendf(s.out, "Text=%x;Data=%[1]x;Bss=%[1]x", slide)
+		s.out = fmt.Appendf(s.out, "Text=%x;Data=%[1]x;Bss=%[1]x", r.Slide)
 	case known:
-		s.out = strconv.AppendUint(append(s.out, "TextSeg="...), first, 16)
+		s.out = strconv.AppendUint(append(s.out, "TextSeg="...), r.First, 16)
 	}
 	return nil
 }

@@ -48,10 +48,16 @@ type Librarian interface {
 
 // A Relocator is a Target that knows where what it runs is.
 type Relocator interface {
-	// Relocation gives where the first segment of the executable is, and how far
-	// that is from where it was linked to. If it does not know, symbol files are
-	// taken for being where they were linked to.
-	Relocation() (first, slide uint64, ok bool)
+	// Relocation gives where the executable is. If it does not know, symbol files
+	// are taken for being where they were linked to.
+	Relocation() (r Relocation, ok bool)
+}
+
+// A Relocation is where an executable is.
+type Relocation struct {
+	First   uint64 // the address of its first segment
+	Slide   uint64 // how far that is from where it was linked to
+	BuildID string // the identification of its build in hexadecimal, empty if unknown
 }
 
 // Errors of files, by the protocol's numbers (GDB manual, node "Errno Values").

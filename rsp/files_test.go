@@ -16,10 +16,11 @@ import (
 // library is a target that makes up files.
 type library struct {
 	*rsptest.Target
-	name   string        // of the executable
-	wait   time.Duration // how long everything takes
-	open   int
-	opened int // in all
+	name    string        // of the executable
+	buildID string        // none if empty
+	wait    time.Duration // how long everything takes
+	open    int
+	opened  int // in all
 }
 
 const libraryFile = "a file }#$*\x00"
@@ -58,9 +59,9 @@ func (l *library) Libraries() ([]rsp.Library, error) {
 	return []rsp.Library{{Name: "/a&b", Sections: []uint64{0, 0x1000}}}, nil
 }
 
-func (l *library) Relocation() (first, slide uint64, ok bool) {
+func (l *library) Relocation() (r rsp.Relocation, ok bool) {
 	time.Sleep(l.wait)
-	return 0xffffffff92000000, 0x11000000, l.name != ""
+	return rsp.Relocation{First: 0xffffffff92000000, Slide: 0x11000000, BuildID: l.buildID}, l.name != ""
 }
 
 const (
@@ -138,8 +139,11 @@ func TestNoFiles(t *testing.T) {
 		{"qOffsets", ""},
 		{"vFile:open:" + libraryName + ",0,0", "F-1,2"},
 	}.Run(t, dial(t, &library{Target: rsptest.NewTarget(1)}, rsp.Config{}, gdb13))
-	rsptest.Script{{"qOffsets", "Text=11000000;Data=11000000;Bss=11000000"}}.Run(t,
-		dial(t, &library{Target: rsptest.NewTarget(1), name: "/kernel"}, rsp.Config{}, lldb))
+	const process = "pid:1;triple:7838365f36342d756e6b6e6f776e2d6c696e7578;ptrsize:8;endian:little;"
+	for id, binary := range map[string]string{"": "", "c0ffee": "main-binary-uuid:c0ffee;main-binary-slide:11000000;"} {
+		rsptest.Script{{"qProcessInfo", process + binary}, {"qOffsets", "Text=11000000;Data=11000000;Bss=11000000"}}.Run(t,
+			dial(t, &library{Target: rsptest.NewTarget(1), name: "/kernel", buildID: id}, rsp.Config{}, lldb))
+	}
 	var script rsptest.Script
 	for _, p := range []string{"qXfer:exec-file:read:1:0,100", "qXfer:libraries:read::0,100", "vFile:setfs:0", "vFile:open:2f,0,0",
 		"vFile:pread:0,1,0", "vFile:fstat:0", "vFile:stat:2f", "vFile:lstat:2f", "vFile:readlink:2f", "vFile:close:0", "vFile:pwrite:0,0,", "vFile:unlink:2f"} {

@@ -68,13 +68,13 @@ func (f *kernelFiles) Executable() (string, error) {
 }
 
 // Relocation tells where the kernel is.
-func (f *kernelFiles) Relocation() (first, slide uint64, ok bool) {
+func (f *kernelFiles) Relocation() (r rsp.Relocation, ok bool) {
 	k, err := f.known()
 	if err != nil {
-		return 0, 0, false
+		return r, false
 	}
-	first, ok = k.Base()
-	return first, k.Slide(), ok
+	first, ok := k.Base()
+	return rsp.Relocation{First: first, Slide: k.Slide(), BuildID: k.BuildID()}, ok
 }
 
 // Libraries gives how to unwind stacks, to a client that has a symbol file of its

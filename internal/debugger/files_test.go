@@ -25,7 +25,7 @@ func TestNoKernelFiles(t *testing.T) {
 		if list, err := f.Libraries(); len(list) > 0 || err != nil {
 			t.Errorf("libraries %v, %v", list, err)
 		}
-		if _, _, ok := f.Relocation(); ok {
+		if _, ok := f.Relocation(); ok {
 			t.Error("there is a relocation")
 		}
 		if looked != stop+1 {
