@@ -6,6 +6,7 @@ package e2e
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -143,6 +144,18 @@ func (s *gdbStack) last() string {
 	return s.frames[len(s.frames)-1]
 }
 
+// lastKnown is the last function before nothing is known.
+func (s *gdbStack) lastKnown() string {
+	known := s.frames
+	if i := slices.Index(known, "??"); i >= 0 {
+		known = known[:i]
+	}
+	if len(known) == 0 {
+		return "the first frame"
+	}
+	return known[len(known)-1]
+}
+
 // kernelFrames are all but that of user mode.
 func (s *gdbStack) kernelFrames() []string {
 	if s.last() == "user_mode" {
@@ -257,6 +270,7 @@ func TestGDBStacks(t *testing.T) {
 				out := s.gdb(append([]string{"-ex", "source " + script, "-ex", "detach"}, client.args...)...)
 				s.exit()
 				server, own, same := 0, 0, 0
+				lost := map[string]int{} // stacks that are not whole, by their last function
 				parts := strings.Split(out, "=== server\n")[1:]
 				for _, part := range parts {
 					printed, rest, _ := strings.Cut(part, "=== gdb\n")
@@ -277,7 +291,10 @@ func TestGDBStacks(t *testing.T) {
 						}
 						if theirs[i].whole() {
 							own++
-						} else if client.args == nil {
+							continue
+						}
+						lost[theirs[i].lastKnown()]++
+						if client.args == nil {
 							t.Errorf("gdb's stack is not whole:\n%s\nthe server's:\n%s", theirs[i].text, ours[i].text)
 						}
 					}
@@ -288,6 +305,9 @@ func TestGDBStacks(t *testing.T) {
 				}
 				t.Logf("%-24s %d of %d stacks are whole, by monitor bt %d, which has the same %d; %.1f s",
 					client.name, own, all, server, same, time.Since(begin).Seconds())
+				for _, name := range slices.SortedFunc(maps.Keys(lost), func(a, b string) int { return lost[b] - lost[a] }) {
+					t.Logf("%24s %d are lost at %s", "", lost[name], name)
+				}
 				if len(parts) != stops {
 					t.Errorf("%s: %d stops, want %d:\n%s", client.name, len(parts), stops, out)
 				}
