@@ -68,24 +68,17 @@ func TestRunControl(t *testing.T) {
 		args := []string{
 			"-ex", "break hrtimer_nanosleep", "-ex", "continue", "-ex", "bt", "-ex", "p clockid",
 			"-ex", "next", "-ex", "next", "-ex", "step", "-ex", "delete", "-ex", "finish",
-			"-ex", "tbreak hrtimer_nanosleep if $_thread == 2", "-ex", "continue", "-ex", "info threads", "-ex", "x/i $pc"}
+			"-ex", "tbreak hrtimer_nanosleep if $_thread == 2", "-ex", "continue", "-ex", "info threads", "-ex", "x/i $pc",
+			"-ex", "hbreak hrtimer_nanosleep", "-ex", "continue", "-ex", "continue", "-ex", "delete",
+			"-ex", "watch jiffies_64", "-ex", "continue", "-ex", "continue", "-ex", "delete"}
 		want := []string{
 			`hit Breakpoint 1, hrtimer_nanosleep \(rqtp=\d+, mode=HRTIMER_MODE_REL`,
 			`#0  hrtimer_nanosleep`, `#\d+ .*do_syscall_64`, `\$1 = [01]`,
 			`Thread 2 "vCPU 1" hit Temporary breakpoint 2, hrtimer_nanosleep`,
-			`=> 0x\w+ <hrtimer_nanosleep>:\s+nopl`}
-		// QEMU's emulation of SVM does not arm the debug registers of a guest.
-		if g.Config().Kind != lab.PV {
-			t.Log("hbreak and watch not tried: QEMU does not arm debug registers under SVM")
-		} else {
-			args = append(args,
-				"-ex", "hbreak hrtimer_nanosleep", "-ex", "continue", "-ex", "continue", "-ex", "delete",
-				"-ex", "watch jiffies_64", "-ex", "continue", "-ex", "continue", "-ex", "delete")
-			want = append(want,
-				`hit Breakpoint 3, hrtimer_nanosleep`, `hit Breakpoint 3, hrtimer_nanosleep`,
-				`hit Hardware watchpoint 4: jiffies_64\n\nOld value = \d+\nNew value = \d+`,
-				`hit Hardware watchpoint 4: jiffies_64`)
-		}
+			`=> 0x\w+ <hrtimer_nanosleep>:\s+nopl`,
+			`hit Breakpoint 3, hrtimer_nanosleep`, `hit Breakpoint 3, hrtimer_nanosleep`,
+			`hit Hardware watchpoint 4: jiffies_64\n\nOld value = \d+\nNew value = \d+`,
+			`hit Hardware watchpoint 4: jiffies_64`}
 		expect(t, s.gdb(append(args, "-ex", "detach", symbols(t, h))...), append(want, `detached`)...)
 		s.exit()
 	})
