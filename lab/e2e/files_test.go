@@ -83,7 +83,7 @@ func TestGDBIdle(t *testing.T) {
 }
 
 // KASLR has moved the kernel of an HVM guest. Debuggers that have loaded its symbol
-// file before have it where it is, and gdb needs none.
+// file before have it where it is, and gdb needs none. Its debug registers stop it, too.
 func TestKASLR(t *testing.T) {
 	h, g := hardware(t, lab.HVM)
 	vmlinux := symbols(t, h)
@@ -99,9 +99,11 @@ func TestKASLR(t *testing.T) {
 	}
 
 	s = attach(t, h, g)
-	out = s.gdb("-ex", "thread apply all bt", "-ex", "p/x &init_task", "-ex", "p init_task.comm", "-ex", "x/s linux_banner", "-ex", "detach", vmlinux)
+	out = s.gdb("-ex", "thread apply all bt", "-ex", "p/x &init_task", "-ex", "p init_task.comm", "-ex", "x/s linux_banner",
+		"-ex", "hbreak hrtimer_nanosleep", "-ex", "continue", "-ex", "delete", "-ex", "watch jiffies_64", "-ex", "continue", "-ex", "detach", vmlinux)
 	s.exit()
-	expect(t, out, `#\d+ .*(entry_SYSCALL_64|secondary_startup_64).* at \S+:\d+`, `\$1 = `+address+`\n`, `\$2 = "swapper/0`, banner)
+	expect(t, out, `#\d+ .*(entry_SYSCALL_64|secondary_startup_64).* at \S+:\d+`, `\$1 = `+address+`\n`, `\$2 = "swapper/0`, banner,
+		`hit Breakpoint 1, hrtimer_nanosleep \(rqtp=\d+`, `hit Hardware watchpoint 2: jiffies_64\n\nOld value = \d+\nNew value = \d+`)
 
 	lldb, err := lab.LLDB(t.Context(), "16", t.Output())
 	if err != nil {
