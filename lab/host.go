@@ -348,6 +348,9 @@ func (h *Host) Done() <-chan struct{} { return h.qemu.done }
 // last on all consoles.
 func (h *Host) Report() string {
 	var b strings.Builder
+	if h.qemu != nil && !h.qemu.running() {
+		fmt.Fprintf(&b, "qemu ended by itself: %v\n", h.qemu.err)
+	}
 	fmt.Fprintf(&b, "to boot this machine by hand:\n%s\n", h.machine.commandLine())
 	fmt.Fprintf(&b, "--- last lines of xen and dom0 ---\n%s\n", h.console.tail(40))
 	h.mu.Lock()
