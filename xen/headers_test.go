@@ -79,6 +79,7 @@ var headerNumbers = map[string][]int{
 	"XEN_X86_EMU_USE_PIRQ":                                 {512},
 	"VGCF_i387_valid":                                      {1},
 	"VGCF_in_kernel":                                       {4},
+	"VGCF_syscall_disables_events":                         {16},
 	"VGCF_online":                                          {32},
 	"sizeof(struct xen_domctl)":                            {144},
 	"xen_domctl.cmd":                                       {0},

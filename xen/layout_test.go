@@ -132,7 +132,7 @@ func TestConstants(t *testing.T) {
 		}
 	}
 	// The headers define these by their bits' masks.
-	for name, v := range map[string]uint64{"VGCF_i387_valid": VGCFI387Valid, "VGCF_in_kernel": VGCFInKernel, "VGCF_online": VGCFOnline} {
+	for name, v := range map[string]uint64{"VGCF_i387_valid": VGCFI387Valid, "VGCF_in_kernel": VGCFInKernel, "VGCF_syscall_disables_events": VGCFSyscallMasksEvents, "VGCF_online": VGCFOnline} {
 		if want := uint64(header(t, "", name)); v != want {
 			t.Errorf("%s is %#x, headers say %#x", name, v, want)
 		}

@@ -14,9 +14,10 @@ import (
 
 // Flags of a VCPUContext (VGCF_*).
 const (
-	VGCFI387Valid uint64 = 1 << 0 // the FPU state is to be loaded
-	VGCFInKernel  uint64 = 1 << 2 // PV: the vCPU is in kernel mode
-	VGCFOnline    uint64 = 1 << 5 // the vCPU is up
+	VGCFI387Valid          uint64 = 1 << 0 // the FPU state is to be loaded
+	VGCFInKernel           uint64 = 1 << 2 // PV: the vCPU is in kernel mode
+	VGCFSyscallMasksEvents uint64 = 1 << 4 // PV: the kernel's handler of SYSCALL begins with events masked
+	VGCFOnline             uint64 = 1 << 5 // the vCPU is up
 )
 
 // EntryVectorSyscall is set in a VCPUContext's EntryVector if the vCPU came

@@ -419,6 +419,10 @@ func (e *gdbsx) Pause() ([]Stop, error) {
 	}
 	var stops []Stop
 	for n := range e.armed {
+		if stop, done := e.takeDone(n); done {
+			stops = append(stops, stop)
+			continue
+		}
 		if !e.armed[n] || e.g.Held(n) {
 			continue
 		}

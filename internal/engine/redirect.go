@@ -47,6 +47,7 @@ type redirect struct {
 // step is a step under way.
 type step struct {
 	on      bool
+	done    bool   // without the guest's running
 	guestTF bool   // the guest has RFLAGS.TF set itself
 	dr6     uint64 // as before the step
 	from    uint64 // RIP
@@ -315,6 +316,14 @@ func (e *redirect) set(n int, m Motion) error {
 		e.steps[n], e.cut[n] = e.cut[n], step{}
 		e.g.SetStepping(n, true)
 	default:
+		entered, err := e.enterKernel(n)
+		if err != nil {
+			return err
+		}
+		if entered {
+			e.steps[n].done = true
+			return e.g.Hold(n)
+		}
 		if err := e.begin(n); err != nil {
 			return err
 		}
@@ -373,6 +382,9 @@ func (e *redirect) poll() (bool, error) {
 		return false, nil
 	}
 	for n := range e.armed {
+		if e.steps[n].done {
+			return true, nil
+		}
 		if e.armed[n] && e.g.Held(n) {
 			continue
 		}
@@ -443,6 +455,10 @@ func (e *redirect) Pause() ([]Stop, error) {
 	}
 	var stops []Stop
 	for n := range e.armed {
+		if stop, done := e.takeDone(n); done {
+			stops = append(stops, stop)
+			continue
+		}
 		if !e.armed[n] || e.g.Held(n) && !e.g.Stepping(n) {
 			continue
 		}
@@ -455,6 +471,15 @@ func (e *redirect) Pause() ([]Stop, error) {
 		}
 	}
 	return stops, nil
+}
+
+// takeDone gives the stop of a step that was done without the guest's running.
+func (e *redirect) takeDone(n int) (Stop, bool) {
+	done := e.steps[n].done
+	if done {
+		e.steps[n] = step{}
+	}
+	return Stop{VCPU: n, Trap: Debug, DR6: DR6BS}, done
 }
 
 const (

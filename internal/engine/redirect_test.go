@@ -162,6 +162,13 @@ func (f *fixture) run(n int) {
 			if cs&3 == 3 {
 				c.Flags &^= xen.VGCFInKernel
 			}
+		case code[0] == 0x0f && code[1] == 0x05 && c.Flags&xen.VGCFInKernel == 0:
+			c.RIP += 2
+			c.RCX, c.R11 = c.RIP, c.RFLAGS
+			f.deliver(n, 0, xen.TrapInfo{Address: c.SyscallCallback})
+		case code[0] == 0xcd && c.Flags&xen.VGCFInKernel == 0:
+			c.RIP += 2
+			f.trap(n, code[1])
 		case code[0] == guest.Int3:
 			c.RIP++
 			f.trap(n, 3)

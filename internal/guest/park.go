@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 
+	"gdbserver-xen/x86"
 	"gdbserver-xen/xen"
 )
 
@@ -223,6 +224,58 @@ func (g *Guest) PassTrap(n int, hideTF bool) error {
 	err = g.setState(n, c)
 	c.fetched = false
 	return err
+}
+
+// A Call is an instruction by which a program calls its kernel.
+type Call struct {
+	Handler   uint64 // in the kernel
+	Length    uint64 // of the instruction
+	Masks     bool   // the handler begins with events masked
+	KeepsInRC bool   // RCX and R11 get RIP and RFLAGS, as by SYSCALL (SDM vol. 2B)
+}
+
+// kernelCS is the code segment of a 64-bit PV guest's kernel as the hypervisor has it
+// on its stack: in ring 0.
+const kernelCS = 0xe033 &^ 3
+
+// EnterKernel lets a parked vCPU call its kernel, as the hypervisor would: what the
+// trap has put on the kernel's stack is made what the handler expects there. It does
+// nothing, and says so, if the vCPU is not parked, or does not come from a program.
+// Preconditions: the guest is paused.
+func (g *Guest) EnterKernel(n int, call Call) (done bool, err error) {
+	c, err := g.context(n)
+	if err != nil || c.parked == nil || !c.parked.user {
+		return false, err
+	}
+	p, ctx := c.parked, &c.ctx
+	frame := p.frame
+	if p.returning {
+		frame += 8 * iretWords
+	}
+	if frame != ctx.KernelSP-8*trapWords {
+		return false, nil
+	}
+	rip, rflags := ctx.RIP+call.Length, ctx.RFLAGS
+	if call.KeepsInRC {
+		ctx.RCX, ctx.R11 = rip, rflags
+	}
+	var mem [8 * trapWords]byte
+	for i, w := range [trapWords]uint64{ctx.RCX, ctx.R11, rip, p.cs, rflags, ctx.RSP, uint64(ctx.SS)} {
+		binary.LittleEndian.PutUint64(mem[8*i:], w)
+	}
+	kernel := c.view
+	kernel.user = kernel.kernel
+	if err := g.mem.write(&kernel, frame, mem[:]); err != nil {
+		return false, err
+	}
+	c.view, p.user, p.cs = kernel, false, kernelCS
+	return true, g.Alter(n, func(ctx *xen.VCPUContext) {
+		ctx.RIP, ctx.RSP, ctx.CS, ctx.SS = call.Handler, frame, kernelCS|3, p.raw.ss
+		ctx.RFLAGS &^= x86.RFLAGSTF | x86.RFLAGSIF | x86.RFLAGSRF
+		if !call.Masks {
+			ctx.RFLAGS |= x86.RFLAGSIF
+		}
+	})
 }
 
 // StartTrap makes a vCPU that is in the guest's kernel take a trap of its own, #DB

@@ -183,6 +183,13 @@ func (g *Guest) State(n int) (State, error) {
 	return State{VCPUInfo: info, UserMode: g.inUserMode(c)}, err
 }
 
+// UserMode tells whether a vCPU was stopped outside the guest's kernel.
+// Preconditions: the guest is paused.
+func (g *Guest) UserMode(n int) (bool, error) {
+	c, err := g.context(n)
+	return err == nil && g.inUserMode(c), err
+}
+
 // inKernel tells whether the hypervisor takes a vCPU to be in the guest's kernel,
 // when it says which GS base is which. A PV kernel runs in ring 3, as its users
 // do, so the hypervisor's flag decides.

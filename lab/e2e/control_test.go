@@ -3,6 +3,8 @@
 package e2e
 
 import (
+	"bytes"
+	"encoding/binary"
 	"fmt"
 	"os"
 	"regexp"
@@ -255,6 +257,40 @@ func TestUserBreakpoint(t *testing.T) {
 		if got := c.read(rip, 16); string(got) != string(before) {
 			t.Errorf("left behind: % x, want % x", got, before)
 		}
+		c.want("D", "OK")
+		s.exit()
+	})
+}
+
+// A program's last system call is stepped into the kernel, which does not come back.
+func TestStepIntoKernel(t *testing.T) {
+	eachControlled(t, lab.GuestConfig{Cmdline: "work=sleep"}, func(t *testing.T, h *lab.Host, g *lab.Guest) {
+		s := attach(t, h, g)
+		c := s.dial()
+		exit := symbolAddress(t, h, "__x64_sys_exit_group")
+		c.want(fmt.Sprintf("Z0,%x,1", exit), "OK")
+		c.resume("vCont;c")
+		const ip = 16 * 8 // in struct pt_regs
+		call := binary.LittleEndian.Uint64(c.read(registers(c)["rdi"]+ip, 8)) - 2
+		if got := c.read(call, 2); !bytes.Equal(got, []byte{0x0f, 0x05}) {
+			t.Fatalf("got % x where a program exits, want SYSCALL", got)
+		}
+		c.want(fmt.Sprintf("z0,%x,1", exit), "OK")
+		// All processes of that program have its code in one page.
+		c.want(fmt.Sprintf("Z0,%x,1", call), "OK")
+		entries := []uint64{symbolAddress(t, h, "entry_SYSCALL_64"), symbolAddress(t, h, "xen_entry_SYSCALL_64")}
+		for range 5 {
+			stop := c.resume("vCont;c")
+			if rip := registers(c)["rip"]; rip != call || !strings.Contains(stop, "swbreak") {
+				t.Fatalf("got stop reply %q at %#x, want a hit at %#x", stop, rip, call)
+			}
+			stop = c.resume("vCont;s:" + stopThread(t, stop))
+			if r := registers(c); !strings.HasPrefix(stop, "T05") || !slices.Contains(entries, r["rip"]) {
+				t.Fatalf("got stop reply %q at %#x to a step, want one at %#x", stop, r["rip"], entries)
+			}
+			c.resume("vCont;s:" + stopThread(t, stop))
+		}
+		c.want(fmt.Sprintf("z0,%x,1", call), "OK")
 		c.want("D", "OK")
 		s.exit()
 	})

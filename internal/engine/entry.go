@@ -1,0 +1,49 @@
+// This file steps programs of PV guests into their kernel. The hypervisor takes
+// RFLAGS.TF from the kernel's handler and gives it back with the program, so that a
+// step by that alone ends when the kernel is done, and never if it has ended the
+// program. A vCPU that comes from a trap is in the kernel already: it is only sent to
+// the handler, and nothing of the guest runs.
+
+package engine
+
+import (
+	"gdbserver-xen/internal/guest"
+	"gdbserver-xen/xen"
+)
+
+// vectorCall is that of INT by which 32-bit programs call Linux.
+const vectorCall = 0x80
+
+// masksEvents is the flag of a trap table's entry whose handler begins with events
+// masked (Xen public header arch-x86/xen.h: TI_SET_IF).
+const masksEvents = 1 << 2
+
+// enterKernel makes a step of a program's vCPU that calls the kernel, if it can be
+// made so, and tells whether it has.
+func (e *redirect) enterKernel(n int) (bool, error) {
+	if user, err := e.g.UserMode(n); !user || err != nil {
+		return false, err
+	}
+	r, err := e.g.Registers(n)
+	if err != nil {
+		return false, err
+	}
+	ctx, err := e.g.Context(n)
+	if err != nil {
+		return false, err
+	}
+	var code [15]byte
+	got, _ := e.g.Read(n, r.RIP, code[:])
+	i := decode(code[:got], true)
+	call := guest.Call{Length: uint64(i.length)}
+	switch t := ctx.Traps[vectorCall]; {
+	case i.class == syscall:
+		call.Handler, call.Masks, call.KeepsInRC = ctx.SyscallCallback, ctx.Flags&xen.VGCFSyscallMasksEvents != 0, true
+	case i.class == gated && i.vector == vectorCall:
+		call.Handler, call.Masks = t.Address, t.Flags&masksEvents != 0
+	}
+	if call.Handler == 0 {
+		return false, nil
+	}
+	return e.g.EnterKernel(n, call)
+}
