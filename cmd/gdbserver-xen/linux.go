@@ -20,14 +20,27 @@ const howLong = `The domain runs while its kernel's tables are read, and is paus
 rest is read. Nothing in it is changed.`
 
 func newBacktrace() *cobra.Command {
-	return newReport("bt", "print the stacks of a Linux domain's vCPUs", debugger.Backtraces,
+	var tasks bool
+	cmd := newReport("bt", "print the stacks of a Linux domain's vCPUs or tasks", func(w io.Writer, g *guest.Guest) error {
+		if tasks {
+			return debugger.TaskBacktraces(w, g)
+		}
+		return debugger.Backtraces(w, g)
+	},
 		`Print the stack of each vCPU of a domain, given by number or name, with the names
 of functions. No debugger and no symbol file is needed: the names, and how to
 follow a stack, are in the memory of a Linux guest (kallsyms and ORC, which the
 kernels of distributions have), also those of its modules, if the kernel
 describes its structures (BTF).
 
+With --tasks print the stack of each task that does not run, as /proc/PID/stack in
+the guest has it: where it sleeps, or waits for a CPU. This needs BTF too.
+
 `+howLong)
+	cmd.Use = "bt [--tasks] DOMAIN"
+	cmd.Example = "  gdbserver-xen bt mydomain\n  gdbserver-xen bt --tasks mydomain"
+	cmd.Flags().BoolVar(&tasks, "tasks", false, "print the stacks of tasks that do not run, not of vCPUs")
+	return cmd
 }
 
 func newDmesg() *cobra.Command {

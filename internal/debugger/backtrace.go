@@ -15,12 +15,21 @@ import (
 // Preconditions: the guest is paused, and is so after.
 func Backtraces(w io.Writer, g *guest.Guest) error { return makeReport(w, g, writeBacktraces) }
 
-// writeBacktraces prints the stacks of all vCPUs.
-func writeBacktraces(w io.Writer, g *guest.Guest, k *linux.Kernel, mem linux.Memory) error {
+// TaskBacktraces prints the stacks of all tasks of a Linux guest that do not run.
+// Preconditions: the guest is paused, and is so after.
+func TaskBacktraces(w io.Writer, g *guest.Guest) error { return makeReport(w, g, writeTaskBacktraces) }
+
+// beginBacktraces prints which kernel it is, and has its modules read.
+func beginBacktraces(w io.Writer, k *linux.Kernel, mem linux.Memory) {
 	fmt.Fprintln(w, k.Banner)
 	if _, err := k.Modules(mem); err != nil {
 		fmt.Fprintf(w, "functions of modules are not known: %v\n", err)
 	}
+}
+
+// writeBacktraces prints the stacks of all vCPUs.
+func writeBacktraces(w io.Writer, g *guest.Guest, k *linux.Kernel, mem linux.Memory) error {
+	beginBacktraces(w, k, mem)
 	return eachVCPU(g, func(n int, state guest.State, r x86.Registers) error {
 		mem, err := g.Reader(n)
 		if err != nil {
@@ -33,14 +42,31 @@ func writeBacktraces(w io.Writer, g *guest.Guest, k *linux.Kernel, mem linux.Mem
 				RIP: r.RIP, RSP: r.RSP, RBP: r.RBP, RDX: r.RDX, RDI: r.RDI, R10: r.R10, R13: r.R13,
 			})
 		}
-		for i, f := range frames {
-			writeFrame(w, k, i, f)
-		}
-		if err != nil {
-			fmt.Fprintf(w, "    %v\n", err)
-		}
+		writeStack(w, k, frames, err)
 		return nil
 	})
+}
+
+// writeTaskBacktraces prints the stacks of all tasks, but of those that run.
+func writeTaskBacktraces(w io.Writer, _ *guest.Guest, k *linux.Kernel, mem linux.Memory) error {
+	beginBacktraces(w, k, mem)
+	tasks, err := k.Tasks(mem)
+	for _, t := range tasks {
+		fmt.Fprintf(w, "\ntask %d %s, state %c, CPU %d:\n", t.ID, t.Title(), t.State, t.CPU)
+		frames, err := k.Stack(mem, t)
+		writeStack(w, k, frames, err)
+	}
+	return err
+}
+
+// writeStack prints frames, and why they are not all.
+func writeStack(w io.Writer, k *linux.Kernel, frames []linux.Frame, err error) {
+	for i, f := range frames {
+		writeFrame(w, k, i, f)
+	}
+	if err != nil {
+		fmt.Fprintf(w, "    %v\n", err)
+	}
 }
 
 // eachVCPU does something with each vCPU that is up, how it is scheduled and its

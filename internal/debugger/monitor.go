@@ -3,6 +3,7 @@
 package debugger
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -29,6 +30,7 @@ func init() {
 			return WriteCapabilities(writerFunc(out), cs)
 		}},
 		{"bt", "print the stacks of all vCPUs, by what a Linux guest says of itself", monitorReport(writeBacktraces)},
+		{"bt tasks", "print the stacks of a Linux guest's tasks that do not run", monitorReport(writeTaskBacktraces)},
 		{"dmesg", "print the log of a Linux guest's kernel", monitorReport(writeLog)},
 		{"ps", "list the tasks of a Linux guest", monitorReport(writeTasks)},
 		{"lsmod", "list the modules of a Linux guest's kernel", monitorReport(writeModules)},
@@ -58,12 +60,9 @@ func (f writerFunc) Write(p []byte) (int, error) {
 
 // Monitor runs a monitor command.
 func (t *Target) Monitor(_ context.Context, line string, out func(string)) error {
-	words := strings.Fields(line)
-	if len(words) == 0 {
-		words = []string{"help"}
-	}
+	name := cmp.Or(strings.Join(strings.Fields(line), " "), "help")
 	for _, c := range monitorCommands {
-		if c.name == words[0] && len(words) == 1 {
+		if c.name == name {
 			return c.run(t, out)
 		}
 	}

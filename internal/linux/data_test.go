@@ -15,22 +15,25 @@ import (
 // elements of an array. A member without a name is written _.
 var fakeStructs = map[string][]string{
 	"6.1": {
+		"thread_struct 64: sp 24",
 		"thread_info 24: flags 0, cpu 20",
-		"task_struct 2048: thread_info 0 thread_info, __state 24, flags 44, tasks 100, exit_state 256, pid 300, tgid 304, real_parent 312, thread_node 400, comm 600, signal 700",
+		"task_struct 2048: thread_info 0 thread_info, __state 24, flags 44, tasks 100, exit_state 256, pid 300, tgid 304, real_parent 312, thread_node 400, comm 600, signal 700, stack 32, on_cpu 56, thread 800 thread_struct",
 		"module_layout 32: base 0, size 8, text_size 12",
 		"both_layouts 64: core_layout 0 module_layout, init_layout 32 module_layout",
 		"mod_arch_specific 24: num_orcs 0, orc_unwind_ip 8, orc_unwind 16",
 		"module 896: state 0, list 8, name 24, _ 200 both_layouts, kallsyms 480, arch 560 mod_arch_specific, source_list 820, refcnt 880",
 	},
 	"6.12": {
+		"thread_struct 64: sp 24",
 		"thread_info 24: flags 0, cpu 20",
-		"task_struct 1900: thread_info 0 thread_info, __state 24, flags 44, tasks 100, exit_state 256, pid 300, tgid 304, real_parent 312, thread_node 400, comm 600, signal 700",
+		"task_struct 1900: thread_info 0 thread_info, __state 24, flags 44, tasks 100, exit_state 256, pid 300, tgid 304, real_parent 312, thread_node 400, comm 600, signal 700, stack 32, on_cpu 56, thread 800 thread_struct",
 		"module_memory 64: base 0, size 16",
 		"mod_arch_specific 24: num_orcs 0, orc_unwind_ip 8, orc_unwind 16",
 		"module 1280: state 0, list 8, name 24, mem 200 module_memory 7, kallsyms 800, arch 860 mod_arch_specific, source_list 920, refcnt 980",
 	},
 	"5.10": {
-		"task_struct 1900: state 16, flags 44, cpu 60, tasks 100, exit_state 256, pid 300, tgid 304, real_parent 312, thread_node 400, comm 600, signal 700",
+		"thread_struct 64: sp 24",
+		"task_struct 1900: state 16, flags 44, cpu 60, tasks 100, exit_state 256, pid 300, tgid 304, real_parent 312, thread_node 400, comm 600, signal 700, stack 32, on_cpu 56, thread 800 thread_struct",
 		"module_layout 80: base 0, size 8, text_size 12",
 		"mod_arch_specific 24: num_orcs 0, orc_unwind_ip 8, orc_unwind 16",
 		"module 896: state 0, list 8, name 24, core_layout 200 module_layout, init_layout 320 module_layout, kallsyms 480, arch 560 mod_arch_specific, source_list 820, refcnt 880",
@@ -40,6 +43,7 @@ var fakeStructs = map[string][]string{
 // fakeStructsOfAll are the same everywhere.
 var fakeStructsOfAll = []string{
 	"signal_struct 1112: thread_head 16",
+	"inactive_task_frame 56: bx 32, bp 40, ret_addr 48",
 	"module_use 48: source_list 0, target_list 16, source 32, target 40",
 	"mod_kallsyms 32: symtab 0, num_symtab 8, strtab 16, typetab 24",
 	"prb_data_blk_lpos 16: begin 0, next 8",

@@ -17,6 +17,10 @@ type Task struct {
 	CPU     int  // where it runs, or ran last
 	Name    string
 	Kernel  bool // a thread of the kernel's own
+	Running bool // on CPU, now
+
+	stack uint64 // where its stack is; 0: it has none any more
+	sp    uint64 // its stack pointer, if it does not run
 }
 
 // Title gives the name as ps shows it: in brackets for what is the kernel's own.
@@ -35,7 +39,13 @@ var taskKeys = []string{
 	"signal_struct.thread_head",
 	"task_struct.__state", "task_struct.state",
 	"task_struct.thread_info.cpu", "task_struct.cpu",
+	"task_struct.on_cpu", // CONFIG_SMP
+	"task_struct.stack", "task_struct.thread.sp",
+	"inactive_task_frame", "inactive_task_frame.bp", "inactive_task_frame.ret_addr",
 }
+
+// stackKeys are those that stacks of tasks take.
+var stackKeys = taskKeys[len(taskKeys)-6:]
 
 const (
 	neededTaskKeys = 10
@@ -118,7 +128,43 @@ func (r *reader) task(o offsets, at uint64) Task {
 			break
 		}
 	}
+	if o.need(stackKeys...) == nil {
+		t.Running = r.half(at+o["task_struct.on_cpu"]) != 0
+		t.stack, t.sp = r.word(at+o["task_struct.stack"]), r.word(at+o["task_struct.thread.sp"])
+	}
 	return t
+}
+
+// ErrNoStack says that a task has no stack that can be followed, and why.
+var ErrNoStack = errors.New("no stack")
+
+// Stack follows the stack of a task to its end, or to user mode, from where the kernel
+// has taken the CPU from it. With ErrUnwind, the frames are those before. It is
+// ErrNoStack if the task runs, when its stack is its vCPU's, or is dead.
+// Preconditions: the task is one of Tasks, and the guest has not run since.
+func (k *Kernel) Stack(mem Memory, t Task) ([]Frame, error) {
+	o, err := k.types(mem)
+	if err == nil {
+		err = o.need(stackKeys...)
+	}
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", ErrNoStack, err)
+	case t.Running:
+		return nil, fmt.Errorf("%w: the task runs", ErrNoStack)
+	case t.stack == 0:
+		return nil, fmt.Errorf("%w: the task is dead", ErrNoStack)
+	}
+	r := reader{mem: mem}
+	u := &unwinder{k: k, mem: mem, r: Registers{
+		RIP: r.word(t.sp + o["inactive_task_frame.ret_addr"]), RBP: r.word(t.sp + o["inactive_task_frame.bp"]),
+		RSP: t.sp + o["inactive_task_frame"],
+	}}
+	if r.err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoStack, r.err)
+	}
+	u.call = !k.threadBegins(u.r.RIP)
+	return u.frames()
 }
 
 // stateLetter gives the letter of a state (task_state_index in fs/proc and sched.h

@@ -8,7 +8,11 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
+
+// fakeTaskSP is the stack pointer of a task, by its place in the list.
+func fakeTaskSP(i int) uint64 { return fakeStack + 0x200*uint64(i) }
 
 // tasks makes tasks, with the idle one in front. Those that have the process of one
 // before are its threads.
@@ -23,8 +27,15 @@ func (d *fakeData) tasks(list []Task) {
 	at := map[int]uint64{0: idle}
 	threads := map[int][]uint64{}
 	var leaders []uint64
-	for _, t := range list {
+	for i, t := range list {
 		task := d.new(size)
+		if t.Running {
+			d.putHalf(d.field(task, "task_struct.on_cpu"), 1)
+		}
+		if t.State != 'X' {
+			d.put(d.field(task, "task_struct.stack"), fakeStack)
+		}
+		d.put(d.field(task, "task_struct.thread.sp"), fakeTaskSP(i))
 		d.putHalf(d.field(task, "task_struct.pid"), uint32(t.ID))
 		d.putHalf(d.field(task, "task_struct.tgid"), uint32(t.Process))
 		copy(d.at(d.field(task, "task_struct.comm"))[:nameSize], t.Name)
@@ -55,7 +66,7 @@ var fakeTasks = []Task{
 	{ID: 1, Process: 1, State: 'S', Name: "init"},
 	{ID: 2, Process: 2, State: 'S', Name: "kthreadd", Kernel: true},
 	{ID: 17, Process: 17, Parent: 2, State: 'I', CPU: 1, Name: "kworker/1:0H-ev", Kernel: true},
-	{ID: 300, Process: 300, Parent: 1, State: 'R', CPU: 3, Name: "server"},
+	{ID: 300, Process: 300, Parent: 1, State: 'R', CPU: 3, Name: "server", Running: true},
 	{ID: 301, Process: 300, Parent: 1, State: 'D', CPU: 2, Name: "server worker"},
 	{ID: 302, Process: 300, Parent: 1, State: 't', Name: "traced"},
 	{ID: 400, Process: 400, Parent: 300, State: 'Z', Name: "gone"},
@@ -71,7 +82,7 @@ func TestTasks(t *testing.T) {
 		d.Kernel.offsets = nil
 		d.tasks(fakeTasks)
 		got, err := d.Tasks(d.mem)
-		if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Task{})); diff != "" || err != nil {
 			t.Errorf("%s: %v (-want +got):\n%s", version, err, diff)
 		}
 	}
@@ -114,6 +125,58 @@ func TestTasksLoop(t *testing.T) {
 	}
 }
 
+// The stack of a task that does not run is followed from where the CPU was taken from
+// it; that of a new one begins where it will.
+func TestTaskStacks(t *testing.T) {
+	for _, version := range []string{"5.10", "6.1", "6.12"} {
+		kernel, k := foundKernel(t, fakeLayouts[2])
+		d := newFakeData(version)
+		k.symbols = append(k.symbols, d.symbols...)
+		d.Kernel = k
+		d.tasks(fakeTasks)
+		stack := space{fakeStack, make([]byte, 2*pageSize)}
+		put := func(addr, v uint64) { binary.LittleEndian.PutUint64(stack.b[addr-fakeStack:], v) }
+		for i := range fakeTasks {
+			sp := fakeTaskSP(i)
+			put(sp+40, sp+0x100)                  // RBP
+			put(sp+48, function("irq_stack")+0x9) // which is based on it, for who has called the scheduler
+			put(sp+0x108, function("startup_xen")+7)
+		}
+		put(fakeTaskSP(0)+48, function("ret_from_fork"))
+		mem := spaces{kernel, d.mem, stack}
+		tasks, err := k.Tasks(mem)
+		if err != nil || len(tasks) != len(fakeTasks) {
+			t.Fatalf("%s: %d tasks, %v", version, len(tasks), err)
+		}
+		for i, task := range tasks {
+			want := []Frame{{RIP: function("irq_stack") + 9, Call: true}, {RIP: function("startup_xen") + 7, Call: true}}
+			reason := ""
+			switch {
+			case i == 0:
+				want = []Frame{{RIP: function("ret_from_fork")}}
+			case task.Running:
+				want, reason = nil, "the task runs"
+			case task.State == 'X':
+				want, reason = nil, "the task is dead"
+			}
+			got, err := k.Stack(mem, task)
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("%s: %s (-want +got):\n%s", version, task.Name, diff)
+			}
+			if reason == "" && err != nil || reason != "" && (!errors.Is(err, ErrNoStack) || !strings.Contains(err.Error(), reason)) {
+				t.Errorf("%s: %s: %v, want %q", version, task.Name, err, reason)
+			}
+		}
+		tasks[1].sp = 8
+		if got, err := k.Stack(mem, tasks[1]); len(got) > 0 || !errors.Is(err, ErrNoStack) {
+			t.Errorf("%s: without memory: %v, %v", version, got, err)
+		}
+	}
+	if _, err := (&Kernel{}).Stack(spaces{}, Task{}); !errors.Is(err, ErrNoStack) || !errors.Is(err, ErrNoBTF) {
+		t.Errorf("got %v", err)
+	}
+}
+
 // FuzzTasks gives a kernel tasks that are changed at places.
 func FuzzTasks(f *testing.F) {
 	for i := range 4 {
@@ -122,7 +185,12 @@ func FuzzTasks(f *testing.F) {
 	d := newFakeData("6.1")
 	d.tasks(fakeTasks)
 	f.Fuzz(func(t *testing.T, seed uint64, changes []byte) {
-		d.damage(seed, changes, func(k *Kernel, mem Memory) { k.Tasks(mem) })
+		d.damage(seed, changes, func(k *Kernel, mem Memory) {
+			tasks, _ := k.Tasks(mem)
+			for _, t := range tasks {
+				k.Stack(mem, t)
+			}
+		})
 	})
 }
 

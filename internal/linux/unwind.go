@@ -68,11 +68,16 @@ type unwinder struct {
 // user mode. With ErrUnwind, the frames are those before.
 func (k *Kernel) Unwind(mem Memory, r Registers) ([]Frame, error) {
 	u := &unwinder{k: k, mem: mem, r: r, scratch: true}
+	return u.frames()
+}
+
+// frames goes up the whole stack.
+func (u *unwinder) frames() ([]Frame, error) {
 	var frames []Frame
 	for len(frames) < maxFrames {
 		frame := Frame{RIP: u.r.RIP, Call: u.call, Interrupted: u.stopped}
 		frames = append(frames, frame)
-		if k.orc == nil {
+		if u.k.orc == nil {
 			return frames, fmt.Errorf("%w: %w", ErrUnwind, ErrNoORC)
 		}
 		done, user := u.step(frame.Place())
