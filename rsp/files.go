@@ -70,8 +70,9 @@ const (
 	errnoUnknown  = 9999
 )
 
-// maxOpen is how many files a client may have open.
-const maxOpen = 32
+// maxOpen is how many files a client may have open. gdb keeps all libraries open, of
+// which a Linux may have thousands: its modules.
+const maxOpen = 8192
 
 // closeFiles closes what a client has left open.
 func (s *session) closeFiles() {

@@ -119,7 +119,7 @@ func TestFiles(t *testing.T) {
 	if l.open != 2 {
 		t.Errorf("%d files are open", l.open)
 	}
-	for range 100 {
+	for range 8192 {
 		if _, err := c.Send("vFile:open:" + libraryName + ",0,0"); err != nil {
 			t.Fatal(err)
 		}

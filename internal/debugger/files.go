@@ -1,6 +1,6 @@
-// This file gives clients the kernel of a Linux guest as a file, made of what the
-// guest says of itself: symbols without a symbol file, stacks without gaps, and where
-// KASLR has put the kernel.
+// This file gives clients the kernel of a Linux guest and its modules as files, made
+// of what the guest says of itself: symbols without a symbol file, stacks without
+// gaps, and where KASLR has put the kernel.
 
 package debugger
 
@@ -9,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"path"
+	"slices"
 
 	"gdbserver-xen/internal/guest"
 	"gdbserver-xen/internal/linux"
@@ -31,24 +33,29 @@ func fileName(k *linux.Kernel, name string) string {
 
 // kernelFiles makes files of the kernel of a guest, once they are asked for.
 type kernelFiles struct {
-	find    func() (*linux.Kernel, error)
+	log     *slog.Logger
+	find    func() (*linux.Kernel, linux.Memory, error)
 	asked   bool          // at this stop
 	of      *linux.Kernel // nil: none was found,
 	missing error         // for this reason
+	mem     linux.Memory  // what it is in, at this stop
 
-	executable []byte // nil: not made yet
-	symbols    int64  // who reads its symbols reads this byte of it,
-	symbolised bool   // and the client has
-	frames     []byte // nil: not made yet, or the kernel does not say
+	executable []byte            // nil: not made yet
+	symbols    int64             // who reads its symbols reads this byte of it,
+	symbolised bool              // and the client has
+	frames     []byte            // nil: not made yet, or the kernel does not say
+	modules    map[string][]byte // those that were listed last, by name
 }
 
 // known gives the kernel, looking for it once at each stop.
 func (f *kernelFiles) known() (*linux.Kernel, error) {
 	if !f.asked {
 		f.asked = true
-		if k, err := f.find(); err != nil {
+		k, mem, err := f.find()
+		switch f.mem = mem; {
+		case err != nil:
 			f.missing = err
-		} else if k != f.of {
+		case k != f.of:
 			f.of, f.executable, f.frames = k, nil, nil
 		}
 	}
@@ -77,20 +84,44 @@ func (f *kernelFiles) Relocation() (r rsp.Relocation, ok bool) {
 	return rsp.Relocation{First: first, Slide: k.Slide(), BuildID: k.BuildID()}, ok
 }
 
-// Libraries gives how to unwind stacks, to a client that has a symbol file of its
-// own: that has no such information on assembly.
+// Libraries gives the modules that there are now, and before them how to unwind the
+// kernel's stacks, to a client that has a symbol file of its own: that has no such
+// information on assembly.
 func (f *kernelFiles) Libraries() ([]rsp.Library, error) {
 	k, err := f.known()
-	if err != nil || f.symbolised {
+	if err != nil {
 		return nil, nil
 	}
-	if f.frames == nil {
+	var list []rsp.Library
+	if f.frames == nil && !f.symbolised {
 		f.frames = k.FrameInfo()
 	}
-	if f.frames == nil {
-		return nil, nil
+	if f.frames != nil && !f.symbolised {
+		list = append(list, rsp.Library{Name: fileName(k, framesName), Sections: []uint64{0}})
 	}
-	return []rsp.Library{{Name: fileName(k, framesName), Sections: []uint64{0}}}, nil
+	if f.mem == nil {
+		return list, nil // no vCPU sees the kernel now
+	}
+	modules, err := k.Modules(f.mem)
+	if err != nil && !errors.Is(err, linux.ErrNoBTF) { // which monitor caps tells
+		f.log.Warn("the list of modules is not whole", "error", err)
+	}
+	f.modules = map[string][]byte{}
+	for _, m := range modules {
+		if addr, ok := m.Address(); ok {
+			name := moduleName(k, m, addr)
+			file, sections := k.File(m)
+			f.modules[name] = file
+			list = append(list, rsp.Library{Name: name, Sections: slices.Repeat([]uint64{addr}, sections)})
+		}
+	}
+	return list, nil
+}
+
+// moduleName names the file of a module, by its address too: gdb takes what has the
+// same name for the same.
+func moduleName(k *linux.Kernel, m *linux.Module, addr uint64) string {
+	return path.Join("/gdbserver-xen", k.BuildID(), fmt.Sprintf("%x", addr), path.Base(m.Name)+".ko")
 }
 
 // OpenFile opens one of these files.
@@ -106,6 +137,9 @@ func (f *kernelFiles) OpenFile(name string) (rsp.File, error) {
 			return &executable{bytes.NewReader(f.executable), f}, nil
 		case name == fileName(k, framesName) && f.frames != nil:
 			return bytes.NewReader(f.frames), nil
+		}
+		if file, ok := f.modules[name]; ok {
+			return bytes.NewReader(file), nil
 		}
 	}
 	return nil, fmt.Errorf("%s: %w", name, fs.ErrNotExist)

@@ -14,9 +14,9 @@ import (
 // once at each stop.
 func TestNoKernelFiles(t *testing.T) {
 	looked := 0
-	f := &kernelFiles{find: func() (*linux.Kernel, error) {
+	f := &kernelFiles{find: func() (*linux.Kernel, linux.Memory, error) {
 		looked++
-		return nil, linux.ErrNotLinux
+		return nil, nil, linux.ErrNotLinux
 	}}
 	for stop := range 2 {
 		if name, err := f.Executable(); !errors.Is(err, linux.ErrNotLinux) {
@@ -41,8 +41,8 @@ func TestNoKernelFiles(t *testing.T) {
 // The kernel's file is there by its name alone, and who reads symbols of it gets no
 // library beside it.
 func TestKernelFiles(t *testing.T) {
-	f := &kernelFiles{find: func() (*linux.Kernel, error) {
-		return &linux.Kernel{Banner: "Linux version 6.1.0-56-amd64 (debian-kernel@lists.debian.org)"}, nil
+	f := &kernelFiles{find: func() (*linux.Kernel, linux.Memory, error) {
+		return &linux.Kernel{Banner: "Linux version 6.1.0-56-amd64 (debian-kernel@lists.debian.org)"}, nil, nil
 	}}
 	const want = "/gdbserver-xen/vmlinux-6.1.0-56-amd64"
 	name, err := f.Executable()

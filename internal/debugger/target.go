@@ -87,10 +87,7 @@ func New(g *guest.Guest, c Config) (*Target, error) {
 		past:        make([]place, g.NumVCPUs()),
 		plan:        make([]motion, g.NumVCPUs()),
 	}
-	t.find = func() (*linux.Kernel, error) {
-		k, _, err := t.linux()
-		return k, err
-	}
+	t.kernelFiles = kernelFiles{log: t.log, find: t.linux}
 	t.engine, t.noEngine = engine.Choose(g, c.Engine, t.log)
 	if t.noEngine != nil {
 		if c.Engine != "" {

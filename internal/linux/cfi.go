@@ -124,6 +124,8 @@ const (
 // frameInfo makes .debug_frame.
 type frameInfo struct {
 	b    []byte
+	base uint64 // what addresses count from
+	most int    // no entry is begun behind so many bytes
 	cies [numKinds]uint32
 
 	start int    // of the entry that is written
@@ -133,15 +135,20 @@ type frameInfo struct {
 	open  bool
 }
 
-// frameInfo makes call-frame information for the kernel's code. With keeps, code
-// is believed to give back the registers that functions must, of which ORC says
-// nothing: that is so for assembly, for which the kernel's own symbol file has no
-// information.
-func (k *Kernel) frameInfo(keeps bool) []byte {
-	f := &frameInfo{}
+// newFrameInfo begins call-frame information. With keeps, code is believed to give
+// back the registers that functions must, of which ORC says nothing.
+func newFrameInfo(keeps bool, most int) *frameInfo {
+	f := &frameInfo{most: most}
 	for kind := range numKinds {
 		f.common(kind, keeps)
 	}
+	return f
+}
+
+// frameInfo makes call-frame information for the kernel's code. What keeps means is
+// so for assembly, for which the kernel's own symbol file has no information.
+func (k *Kernel) frameInfo(keeps bool) []byte {
+	f := newFrameInfo(keeps, mostFrameInfo)
 	head := len(f.b)
 	if k.frames == nil {
 		k.addFrames(f)
@@ -157,25 +164,40 @@ func (k *Kernel) addFrames(f *frameInfo) {
 	f.row(markCall, rule{kind: kindTrapCall, reg: dwarfRSP})
 	f.row(markUser, rule{kind: kindEnd, reg: dwarfRSP, offset: 8})
 	f.close(marksEnd)
-	specials := k.specials
-	next := 0 // of k.text
-	for _, e := range k.code {
-		k.orc.each(e, func(first, end uint64, entry orcEntry, ok bool) {
-			for first < end && len(f.b) < mostFrameInfo {
+	f.code(k.orc, k.code, k.specials, len(k.text), func(i int) *symbol { return &k.symbols[k.text[i]] })
+}
+
+// frameInfo makes call-frame information for a module's code, with addresses that
+// count from a base. It takes up to so many bytes, and no more than an entry beyond.
+// The kernel's has the marks.
+func (m *Module) frameInfo(base uint64, most int) []byte {
+	f := newFrameInfo(false, most)
+	f.base = base
+	f.code(m.orc, m.text, nil, len(m.symbols), func(i int) *symbol { return &m.symbols[i] })
+	return f.b
+}
+
+// code adds what ORC says of code, with an entry for each of its functions, which
+// are n in order, and what specials say in its place, which are in order too.
+func (f *frameInfo) code(o *orc, code []extent, specials []special, n int, function func(i int) *symbol) {
+	for _, e := range code {
+		next := sort.Search(n, func(i int) bool { return function(i).addr >= e.first })
+		o.each(e, func(first, end uint64, entry orcEntry, ok bool) {
+			for first < end && len(f.b) < f.most {
 				stop, r := end, rule{}
 				i := sort.Search(len(specials), func(i int) bool { return specials[i].end > first })
 				if i < len(specials) && specials[i].first <= first {
-					stop, r = min(stop, specials[i].end), specials[i].rule(k.orc, entry, ok)
+					stop, r = min(stop, specials[i].end), specials[i].rule(o, entry, ok)
 				} else {
 					if i < len(specials) {
 						stop = min(stop, specials[i].first)
 					}
-					r = k.orc.rule(entry, ok)
+					r = o.rule(entry, ok)
 				}
-				for next < len(k.text) && k.symbols[k.text[next]].addr < first {
+				for next < n && function(next).addr < first {
 					next++
 				}
-				if next < len(k.text) && k.symbols[k.text[next]].addr == first {
+				if next < n && function(next).addr == first {
 					f.close(first)
 				}
 				f.row(first, r)
@@ -523,7 +545,7 @@ func (f *frameInfo) row(at uint64, r rule) {
 	if !f.open {
 		f.start, f.first, f.at, f.open = len(f.b), at, at, true
 		f.b = binary.LittleEndian.AppendUint32(append(f.b, 0, 0, 0, 0), f.cies[r.kind])
-		f.b = binary.LittleEndian.AppendUint64(f.b, at)
+		f.b = binary.LittleEndian.AppendUint64(f.b, at-f.base)
 		f.b = append(f.b, make([]byte, 8)...)
 		f.last = rule{kind: r.kind, reg: dwarfRSP, offset: 8}
 	}

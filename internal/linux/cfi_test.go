@@ -261,6 +261,14 @@ func checkFrameInfo(t *testing.T, k *Kernel, mem Memory, r Registers, want []Fra
 	t.Helper()
 	file, _ := k.Executable()
 	entries := readCFI(t, file)
+	for _, m := range k.modules {
+		base, _ := m.Address()
+		file, _ := k.File(m)
+		for _, e := range readCFI(t, file) {
+			e.extent = extent{e.first + base, e.end + base}
+			entries = append(entries, e)
+		}
+	}
 	s := firstState(r)
 	var got []Frame
 	for ok := true; ok && len(got) <= len(want); {

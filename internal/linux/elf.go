@@ -1,7 +1,8 @@
 // This file makes files for debuggers of what a kernel says of itself: one that
-// stands for its symbol file, and one with call-frame information only, for what
-// the kernel's own symbol file says nothing of. Both have addresses as they are in
-// the guest, and no code: that is in the guest's memory.
+// stands for its symbol file, one with call-frame information only, for what the
+// kernel's own symbol file says nothing of, and one for each module. They have
+// addresses as they are in the guest, or as far from a module's, and no code: that is
+// in the guest's memory.
 
 package linux
 
@@ -119,8 +120,39 @@ func (k *Kernel) Executable() (file []byte, symbols int) {
 		note = append(append(note, "GNU\x00"...), k.buildID...)
 		b.contents(".note.gnu.build-id", elf.SHT_NOTE, 4, append(note, make([]byte, alignUp(len(note), 4)-len(note))...))
 	}
-	b.addSymbols(k, parts)
+	b.addSymbols(k.symbols, parts)
 	return b.file(elf.ET_EXEC)
+}
+
+// Address gives where a module's code is, if it has any.
+func (m *Module) Address() (addr uint64, ok bool) {
+	if len(m.text) == 0 {
+		return 0, false
+	}
+	return m.text[0].first, true
+}
+
+// File makes a file of a module: with its symbols and how to unwind its stacks. Its
+// addresses count from the module's own, as gdb takes how far a library was moved for
+// where it is. So many of its sections, which are the first, are in the guest's memory.
+// Preconditions: the module is one of the last Modules, and the guest has not run since.
+func (k *Kernel) File(m *Module) (file []byte, sections int) {
+	k.load(m)
+	b := &elfBuilder{}
+	b.base, _ = m.Address()
+	for _, p := range m.parts {
+		b.reserve(p.name, p.flags, p.extent)
+	}
+	if m.orc != nil {
+		frames := m.frameInfo(b.base, int(k.room))
+		k.room -= min(k.room, uint64(len(frames)))
+		b.contents(".debug_frame", elf.SHT_PROGBITS, 8, frames)
+	}
+	symbols := slices.Concat(m.symbols, m.variables)
+	sort.SliceStable(symbols, func(i, j int) bool { return symbols[i].addr < symbols[j].addr })
+	b.addSymbols(symbols, m.parts)
+	file, _ = b.file(elf.ET_DYN)
+	return file, len(m.parts)
 }
 
 // FrameInfo makes a file with nothing but how to unwind the kernel's stacks where
@@ -138,26 +170,30 @@ func (k *Kernel) FrameInfo() []byte {
 	return file
 }
 
-// A part is a piece of the kernel's image.
+// A part is a piece of the kernel's image, or of a module's memory.
 type part struct {
 	name  string
 	flags elf.SectionFlag
 	extent
 }
 
+const (
+	codeFlags = elf.SHF_ALLOC | elf.SHF_EXECINSTR
+	dataFlags = elf.SHF_ALLOC | elf.SHF_WRITE
+)
+
 // parts gives the pieces of the image, in order and with no hole.
 func (k *Kernel) parts() []part {
-	const code, data = elf.SHF_ALLOC | elf.SHF_EXECINSTR, elf.SHF_ALLOC | elf.SHF_WRITE
 	var list []part
 	for _, p := range []struct {
 		name, first, end string
 		flags            elf.SectionFlag
 	}{
-		{".text", "_text", "_etext", code},
+		{".text", "_text", "_etext", codeFlags},
 		{".rodata", "__start_rodata", "__end_rodata", elf.SHF_ALLOC},
-		{".data", "_sdata", "_edata", data},
-		{".init.text", "_sinittext", "_einittext", code},
-		{".bss", "__bss_start", "__bss_stop", data},
+		{".data", "_sdata", "_edata", dataFlags},
+		{".init.text", "_sinittext", "_einittext", codeFlags},
+		{".bss", "__bss_start", "__bss_stop", dataFlags},
 	} {
 		first, ok1 := k.Lookup(p.first)
 		end, ok2 := k.Lookup(p.end)
@@ -172,7 +208,7 @@ func (k *Kernel) parts() []part {
 	var all []part
 	fill := func(end uint64) {
 		if n := len(all); n > 0 && all[n-1].end < end && end-all[n-1].end <= imageMost {
-			all = append(all, part{".data.other", data, extent{all[n-1].end, end}})
+			all = append(all, part{".data.other", dataFlags, extent{all[n-1].end, end}})
 		}
 	}
 	for _, p := range list {
@@ -194,7 +230,8 @@ type elfBuilder struct {
 	sections []elf.Section64
 	data     [][]byte // of sections; nil: none in the file
 	segments []extent
-	markAt   int // section of marks, or 0
+	base     uint64 // what addresses count from; there are no segments then
+	markAt   int    // section of marks, or 0
 }
 
 func (b *elfBuilder) add(name string, s elf.Section64, data []byte) int {
@@ -210,7 +247,7 @@ func (b *elfBuilder) add(name string, s elf.Section64, data []byte) int {
 // reserve adds a section that is in the guest's memory only.
 func (b *elfBuilder) reserve(name string, flags elf.SectionFlag, e extent) int {
 	return b.add(name, elf.Section64{
-		Type: uint32(elf.SHT_NOBITS), Flags: uint64(flags), Addr: e.first, Size: e.end - e.first, Addralign: 1,
+		Type: uint32(elf.SHT_NOBITS), Flags: uint64(flags), Addr: e.first - b.base, Size: e.end - e.first, Addralign: 1,
 	}, nil)
 }
 
@@ -226,9 +263,9 @@ func (b *elfBuilder) marks() {
 	b.segments = append(b.segments, e)
 }
 
-// addSymbols adds the symbols of a kernel, if there is one, and of marks. Of several
-// names at one address the first gets the size, so that debuggers take that one.
-func (b *elfBuilder) addSymbols(k *Kernel, parts []part) {
+// addSymbols adds symbols, which are in order, and those of marks. Of several names
+// at one address the first gets the size, so that debuggers take that one.
+func (b *elfBuilder) addSymbols(list []symbol, parts []part) {
 	var local, others []elf.Sym64
 	names := []byte{0}
 	add := func(name string, s elf.Sym64, bind elf.SymBind, kind elf.SymType) {
@@ -248,10 +285,6 @@ func (b *elfBuilder) addSymbols(k *Kernel, parts []part) {
 			add(markNames[addr], elf.Sym64{Shndx: uint16(b.markAt), Value: addr, Size: markSize}, elf.STB_LOCAL, elf.STT_FUNC)
 		}
 	}
-	var list []symbol
-	if k != nil {
-		list = k.symbols
-	}
 	sizes := symbolSizes(list, parts)
 	for i := range list {
 		s := &list[i]
@@ -270,7 +303,7 @@ func (b *elfBuilder) addSymbols(k *Kernel, parts []part) {
 		} else {
 			kind = elf.STT_NOTYPE
 		}
-		add(s.name, elf.Sym64{Shndx: uint16(section), Value: s.addr, Size: sizes[i]}, bind, kind)
+		add(s.name, elf.Sym64{Shndx: uint16(section), Value: s.addr - b.base, Size: sizes[i]}, bind, kind)
 	}
 	table := make([]byte, elf.Sym64Size, elf.Sym64Size*(1+len(local)+len(others)))
 	for _, l := range [][]elf.Sym64{local, others} {
@@ -340,9 +373,11 @@ func (b *elfBuilder) file(kind elf.Type) (file []byte, symbols int) {
 	h := elf.Header64{
 		Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
 		Type:  uint16(kind), Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT),
-		Phoff: headerSize, Shoff: uint64(at), Ehsize: headerSize,
-		Phentsize: segmentSize, Phnum: uint16(len(b.segments)),
+		Shoff: uint64(at), Ehsize: headerSize,
 		Shentsize: sectionSize, Shnum: uint16(len(b.sections)), Shstrndx: uint16(names),
+	}
+	if n := len(b.segments); n > 0 {
+		h.Phoff, h.Phentsize, h.Phnum = headerSize, segmentSize, uint16(n)
 	}
 	file = make([]byte, 0, at+sectionSize*len(b.sections))
 	file, _ = binary.Append(file, binary.LittleEndian, h)

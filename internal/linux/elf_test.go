@@ -100,7 +100,15 @@ func TestReadelf(t *testing.T) {
 	}
 	_, k := foundKernel(t, fakeLayouts[2])
 	executable, _ := k.Executable()
-	for name, file := range map[string][]byte{"executable": executable, "frames": k.FrameInfo()} {
+	d := newFakeData("6.1")
+	d.modules("6.1", fakeLoaded, fakeLayouts[2].entry(24, -16, orcSP, orcPrevSP, orcCall))
+	d.orc = k.orc
+	modules, err := d.Modules(spaces{d.mem, d.loaded})
+	if err != nil {
+		t.Fatal(err)
+	}
+	module, _ := d.File(modules[0])
+	for name, file := range map[string][]byte{"executable": executable, "frames": k.FrameInfo(), "module": module} {
 		path := filepath.Join(t.TempDir(), name)
 		if err := os.WriteFile(path, file, 0o644); err != nil {
 			t.Fatal(err)

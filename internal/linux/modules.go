@@ -18,13 +18,14 @@ type Module struct {
 	UsedBy []string
 	State  string // ModuleLive, "loading" or "unloading"
 
-	text     []extent // its code
-	data     []extent // all its memory
-	kallsyms uint64
-	orcs     [3]uint64 // number, offsets, entries
-	symbols  []symbol  // its functions, by address
-	orc      *orc
-	loaded   bool // symbols and orc are
+	text      []extent // its code
+	parts     []part   // all its memory
+	kallsyms  uint64
+	orcs      [3]uint64 // number, offsets, entries
+	symbols   []symbol  // its functions, by address
+	variables []symbol  // its other symbols, by address
+	orc       *orc
+	loaded    bool // symbols and orc are
 }
 
 // moduleKeys are the structures of modules.
@@ -49,11 +50,11 @@ const (
 	mostModuleMemory = 16 // pieces of one, of which Linux has 7
 	mostModuleUses   = 1 << 16
 	moduleSymbolSize = 24 // Elf64_Sym
-	// mostModuleTables bounds what is read of all modules' symbols and ORC tables,
-	// of which the largest module of Linux has about 10 MB.
+	// mostModuleTables bounds what is read of all modules' symbols and ORC tables, of
+	// which the largest module of Linux has about 10 MB, and what is made of them.
 	mostModuleTables = 64 << 20
 
-	memText, memInitText = 0, 4 // MOD_TEXT, MOD_INIT_TEXT
+	memText, memInitText = 0, 4 // MOD_TEXT, MOD_INIT_TEXT, which begins what goes after the start
 
 	stateUnformed = 3 // MODULE_STATE_UNFORMED
 )
@@ -128,29 +129,40 @@ func (r *reader) module(o offsets, at uint64, uses *int) *Module {
 
 // layout reads where a module's memory is.
 func (r *reader) layout(o offsets, at uint64, m *Module) {
-	add := func(base, size, text uint64) {
+	add := func(prefix string, base, size, text uint64) {
+		text = min(text, size)
 		if size > mostModuleSize || base+size < base {
 			return
 		}
 		m.Size += size
-		m.data = append(m.data, extent{base, base + size})
-		m.text = append(m.text, extent{base, base + min(text, size)})
+		if text > 0 {
+			e := extent{base, base + text}
+			m.text = append(m.text, e)
+			m.parts = append(m.parts, part{prefix + "text", codeFlags, e})
+		}
+		if text < size {
+			m.parts = append(m.parts, part{prefix + "data", dataFlags, extent{base + text, base + size}})
+		}
 	}
+	const core, start = ".", ".init."
 	if o.need("module.mem", "#module.mem", "module_memory", "module_memory.base", "module_memory.size") == nil {
 		for i := range min(o["#module.mem"], mostModuleMemory) {
 			piece := at + o["module.mem"] + i*o["module_memory"]
 			base, size := r.word(piece+o["module_memory.base"]), uint64(r.half(piece+o["module_memory.size"]))
-			text := uint64(0)
+			text, prefix := uint64(0), core
 			if i == memText || i == memInitText {
 				text = size
 			}
-			add(base, size, text)
+			if i >= memInitText {
+				prefix = start
+			}
+			add(prefix, base, size, text)
 		}
 		return
 	}
-	for _, part := range []string{"module.core_layout.", "module.init_layout."} {
-		if o.need(part+"base", part+"size", part+"text_size") == nil {
-			add(r.word(at+o[part+"base"]), uint64(r.half(at+o[part+"size"])), uint64(r.half(at+o[part+"text_size"])))
+	for _, l := range []struct{ prefix, key string }{{core, "module.core_layout."}, {start, "module.init_layout."}} {
+		if o.need(l.key+"base", l.key+"size", l.key+"text_size") == nil {
+			add(l.prefix, r.word(at+o[l.key+"base"]), uint64(r.half(at+o[l.key+"size"])), uint64(r.half(at+o[l.key+"text_size"])))
 		}
 	}
 }
@@ -166,14 +178,14 @@ func (k *Kernel) module(addr uint64) *Module {
 	return nil
 }
 
-// load reads the functions of a module and its ORC tables, once. What cannot be
+// load reads the symbols of a module and its ORC tables, once. What cannot be
 // read is not there.
 func (k *Kernel) load(m *Module) {
 	if m.loaded {
 		return
 	}
 	m.loaded = true
-	m.symbols = k.moduleSymbols(m)
+	m.symbols, m.variables = k.moduleSymbols(m)
 	n := m.orcs[0]
 	if k.orc == nil || n == 0 || !k.take(n*(4+orcSize)) {
 		return
@@ -193,49 +205,55 @@ func (k *Kernel) take(size uint64) bool {
 	return true
 }
 
-// moduleSymbols reads the functions of a module: a table of Elf64_Sym, with names in
+// moduleSymbols reads the symbols of a module: a table of Elf64_Sym, with names in
 // a table beside it.
-func (k *Kernel) moduleSymbols(m *Module) []symbol {
+func (k *Kernel) moduleSymbols(m *Module) (functions, variables []symbol) {
 	o, err := k.types(k.mem)
 	if err != nil {
-		return nil
+		return nil, nil
 	}
 	r := reader{mem: k.mem}
 	table, names := r.word(m.kallsyms+o["mod_kallsyms.symtab"]), r.word(m.kallsyms+o["mod_kallsyms.strtab"])
 	n := uint64(r.half(m.kallsyms + o["mod_kallsyms.num_symtab"]))
 	// The names end where the memory does that they are in.
 	size := uint64(0)
-	for _, e := range m.data {
-		if names >= e.first && names < e.end {
-			size = e.end - names
-		}
+	if i := partOf(m.parts, names); i >= 0 {
+		size = m.parts[i].end - names
 	}
 	if r.err != nil || !k.take(n*moduleSymbolSize+size) {
-		return nil
+		return nil, nil
 	}
 	entries, text := make([]byte, n*moduleSymbolSize), make([]byte, size)
 	r.read(table, entries)
 	readSparse(k.mem, names, text)
 	if r.err != nil {
-		return nil
+		return nil, nil
 	}
-	var list []symbol
 	for ; len(entries) > 0; entries = entries[moduleSymbolSize:] {
 		name, section := uint64(binary.LittleEndian.Uint32(entries)), binary.LittleEndian.Uint16(entries[6:])
 		addr := binary.LittleEndian.Uint64(entries[8:])
-		if section == 0 || name >= size || !within(m.text, addr) {
+		if section == 0 || name >= size || partOf(m.parts, addr) < 0 {
 			continue
 		}
 		end := name
 		for end < size && text[end] != 0 && end-name < 512 {
 			end++
 		}
-		if end > name {
-			list = append(list, symbol{addr: addr, kind: 't', name: printable(string(text[name:end]))})
+		if end == name || !k.take(end-name) { // names may be in each other
+			continue
+		}
+		s := symbol{addr: addr, kind: 'd', name: printable(string(text[name:end]))}
+		if within(m.text, addr) {
+			s.kind = 't'
+			functions = append(functions, s)
+		} else {
+			variables = append(variables, s)
 		}
 	}
-	sort.SliceStable(list, func(i, j int) bool { return list[i].addr < list[j].addr })
-	return list
+	for _, list := range [][]symbol{functions, variables} {
+		sort.SliceStable(list, func(i, j int) bool { return list[i].addr < list[j].addr })
+	}
+	return functions, variables
 }
 
 // within tells whether an address is in one of some pieces.

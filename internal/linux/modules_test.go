@@ -1,6 +1,8 @@
 package linux
 
 import (
+	"bytes"
+	"debug/elf"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -174,6 +176,7 @@ func TestUnwindModule(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" || err != nil {
 			t.Errorf("%s: %v (-want +got):\n%s", l.name, err, diff)
 		}
+		checkFrameInfo(t, k, mem, r, want)
 		if name, _ := k.Place(got[1]); name != "ppp_generic_open+0x9 [ppp_generic]" {
 			t.Errorf("%s: it is in %s", l.name, name)
 		}
@@ -181,6 +184,51 @@ func TestUnwindModule(t *testing.T) {
 		k.Modules(mem)
 		if _, err = k.Unwind(mem, r); err == nil || !strings.Contains(err.Error(), "does not say how") {
 			t.Errorf("%s: without ORC of the module's: got %v", l.name, err)
+		}
+	}
+}
+
+// The file of a module has its symbols, counted from where it is, in sections for all
+// its memory.
+func TestModuleFile(t *testing.T) {
+	for version := range fakeStructs {
+		d := newFakeData(version)
+		d.modules(version, fakeLoaded, [orcSize]byte{})
+		list, err := d.Modules(spaces{d.mem, d.loaded})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := list[1] // slhc
+		if addr, ok := m.Address(); addr != fakeModules+2*fakeModule || !ok {
+			t.Errorf("%s: it is at %#x", version, addr)
+		}
+		file, sections := d.File(m)
+		f, err := elf.NewFile(bytes.NewReader(file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := []string{}
+		for i, s := range f.Sections {
+			if s.Flags&elf.SHF_ALLOC != 0 {
+				got = append(got, fmt.Sprintf("%d %s %#x+%#x", i, s.Name, s.Addr, s.Size))
+			}
+		}
+		symbols, err := f.Symbols()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range symbols {
+			got = append(got, fmt.Sprintf("%s %#x+%#x %v in %d", s.Name, s.Value, s.Size, elf.ST_TYPE(s.Info), s.Section))
+		}
+		want := []string{
+			"1 .text 0x0+0x1000", "2 .data 0x1000+0x2000",
+			"slhc_init 0x40+0x40 STT_FUNC in 1", "slhc_open 0x80+0xf80 STT_FUNC in 1", "slhc_data 0x1000+0x2000 STT_OBJECT in 2",
+		}
+		if diff := cmp.Diff(want, got); diff != "" || sections != 2 {
+			t.Errorf("%s: %d sections (-want +got):\n%s", version, sections, diff)
+		}
+		if _, ok := (&Module{}).Address(); ok {
+			t.Error("a module without code has an address")
 		}
 	}
 }
@@ -202,10 +250,18 @@ func FuzzModules(f *testing.F) {
 		d.orc = &orc{flags: orcLayouts[4]}
 		d.damage(seed, changes, func(k *Kernel, mem Memory) {
 			mem = spaces{mem.(space), d.loaded}
-			k.Modules(mem)
+			list, _ := k.Modules(mem)
 			for i := range uint64(4 * fakeModule / functionSize) {
 				k.Place(Frame{RIP: fakeModules + i*functionSize})
 				k.unwindAt(fakeModules + i*functionSize)
+			}
+			size := 0
+			for _, m := range list {
+				file, _ := k.File(m)
+				size += len(file)
+			}
+			if size > 3*mostModuleTables {
+				t.Fatalf("files have %d bytes", size)
 			}
 		})
 	})
