@@ -52,8 +52,8 @@ type GuestConfig struct {
 	// MemoryMB is the guest's memory. 0: 256.
 	MemoryMB int
 	// Cmdline is added to the kernel's command line. The guest's init knows
-	// work=busy, a loop in user mode on every vCPU, and work=kernel, one long
-	// system call after the other on the last of them.
+	// work=busy, a loop in user mode on every vCPU, work=kernel, one long system
+	// call after the other on the last of them, and more: see guest.sh.
 	Cmdline string
 	// KASLR lets the kernel choose addresses by chance. Otherwise nokaslr
 	// makes them those of the symbol file. An HVM guest always has it, unless

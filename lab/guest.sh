@@ -10,6 +10,9 @@
 #                function's entry and by int3 inside it, and a program that traps
 #                itself; what is counted is printed every second
 #   work=toggle  the same, and the int3 comes and goes every four seconds
+#   work=modules loads modules, calls a function of one every second, and tells
+#                every four seconds what the kernel says of its modules, its tasks
+#                and their stacks
 spin() { while :; do :; done; }
 naps() { while :; do usleep 10000; done; }
 churn() {
@@ -45,6 +48,23 @@ onlines() {
 		read -r is <"$cpu" && [ "$is" = 0 ] && echo 1 >"$cpu"
 	done 2>/dev/null
 }
+load() {
+	for module in slhc ppp_generic pktgen; do
+		insmod /modules/$module.ko
+	done
+}
+# tells prints files of the kernel's, each line with a word in front. It starts no
+# program, so that the tasks it tells of stand still.
+tells() {
+	echo "told $1"
+	while read -r line; do echo "module $line"; done </proc/modules
+	for task in /proc/[0-9]*/task/[0-9]*; do
+		read -r line <"$task/stat" || continue
+		echo "stat $line"
+		while read -r line; do echo "stack $line"; done <"$task/stack"
+	done 2>/dev/null
+	echo "told $1 all"
+}
 toggle() {
 	echo "$1" >events/kprobes/inside/enable
 	echo "inside $1"
@@ -65,6 +85,7 @@ traps | toggle)
 	each_cpu naps
 	/bin/traps &
 	;;
+modules) load ;;
 kernel) taskset $((1 << $(grep -c ^processor /proc/cpuinfo) - 1)) dd if=/dev/zero of=/dev/null bs=16M 2>/dev/null & ;;
 esac
 n=0
@@ -75,8 +96,10 @@ while :; do
 		counts
 		onlines
 		;;
+	modules) read -r line </proc/net/pktgen/pgctrl ;;
 	esac
 	case "$work$((n % 8))" in
+	modules0 | modules4) tells "$n" ;;
 	toggle0) toggle 1 ;;
 	toggle4) toggle 0 ;;
 	esac

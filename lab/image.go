@@ -42,6 +42,10 @@ var dom0Modules = []string{
 	"virtio_pci", "virtio_net", "9pnet_virtio", "9p",
 }
 
+// Modules that guests have files of, in the order in which they can be loaded: the
+// second needs the first, and the third has threads that sleep in it.
+var guestModules = []string{"drivers/net/slip/slhc", "drivers/net/ppp/ppp_generic", "net/core/pktgen"}
+
 // Programs of dom0 besides Xen's and busybox's.
 var dom0Programs = []string{
 	"usr/sbin/xl", "usr/sbin/gdbsx", "usr/sbin/xenhypfs", "usr/bin/kmod", "usr/bin/busybox", "usr/bin/xenstore", "usr/bin/xenstore-*", "usr/bin/strace",
@@ -136,7 +140,7 @@ func (b imageBuilder) build(ctx context.Context) error {
 	if err := b.traps(ctx); err != nil {
 		return err
 	}
-	if err := writeCpio(filepath.Join(b.dir, "guest.cpio"), b.guest); err != nil {
+	if err := writeCpio(filepath.Join(b.dir, "guest.cpio"), func(c *cpioWriter) error { return b.guest(ctx, c) }); err != nil {
 		return err
 	}
 	return writeCpio(filepath.Join(b.dir, "dom0.cpio"), func(c *cpioWriter) error { return b.dom0(ctx, c) })
@@ -180,8 +184,8 @@ func (b imageBuilder) traps(ctx context.Context) error {
 }
 
 // guest fills the initramfs of the guests.
-func (b imageBuilder) guest(c *cpioWriter) error {
-	for _, d := range []string{"proc", "sys", "dev", "bin"} {
+func (b imageBuilder) guest(ctx context.Context, c *cpioWriter) error {
+	for _, d := range []string{"proc", "sys", "dev", "bin", "modules"} {
 		c.dir(d)
 	}
 	c.charDevice("dev/console", 0o600, 5, 1)
@@ -192,12 +196,35 @@ func (b imageBuilder) guest(c *cpioWriter) error {
 		return err
 	}
 	c.copyFile("bin/busybox", busybox)
-	for _, applet := range []string{"sh", "mount", "sleep", "usleep", "taskset", "grep", "dd", "head", "tr", "wc", "cat"} {
+	for _, applet := range []string{"sh", "mount", "sleep", "usleep", "taskset", "grep", "dd", "head", "tr", "wc", "cat", "insmod"} {
 		c.symlink("bin/"+applet, "busybox")
 	}
 	c.copyFile("bin/traps", filepath.Join(b.root, "traps"))
+	for _, name := range guestModules {
+		module, err := b.module(ctx, name)
+		if err != nil {
+			return err
+		}
+		c.file("modules/"+filepath.Base(name)+".ko", 0o644, module)
+	}
 	c.file("init", 0o755, []byte(guestInit))
 	return nil
+}
+
+// module gives a module of the kernel's, unpacked.
+func (b imageBuilder) module(ctx context.Context, name string) ([]byte, error) {
+	path, err := b.find("usr/lib/modules/" + b.kernel + "/kernel/" + name + ".ko")
+	if err == nil {
+		return os.ReadFile(path)
+	}
+	if path, err = b.find("usr/lib/modules/" + b.kernel + "/kernel/" + name + ".ko.xz"); err != nil {
+		return nil, err
+	}
+	module, err := exec.CommandContext(ctx, "xz", "--decompress", "--stdout", path).Output()
+	if err != nil {
+		return nil, fmt.Errorf("unpack %s: %w", path, err)
+	}
+	return module, nil
 }
 
 // dom0 fills the initramfs of dom0, but for the agent.
