@@ -8,6 +8,7 @@ package linux
 
 import (
 	"bytes"
+	"compress/zlib"
 	"debug/elf"
 	"encoding/binary"
 	"encoding/hex"
@@ -111,7 +112,7 @@ func (k *Kernel) Executable() (file []byte, symbols int) {
 	}
 	if k.orc != nil {
 		b.marks()
-		b.contents(".debug_frame", elf.SHT_PROGBITS, 8, k.frameInfo(false))
+		b.compressed(".debug_frame", k.frameInfo(false))
 	}
 	if k.buildID != nil {
 		note := binary.LittleEndian.AppendUint32(nil, 4)
@@ -164,7 +165,7 @@ func (k *Kernel) FrameInfo() []byte {
 	}
 	b := &elfBuilder{}
 	b.marks()
-	b.contents(".debug_frame", elf.SHT_PROGBITS, 8, k.frameInfo(true))
+	b.compressed(".debug_frame", k.frameInfo(true))
 	b.addSymbols(nil, nil)
 	file, _ := b.file(elf.ET_DYN)
 	return file
@@ -254,6 +255,19 @@ func (b *elfBuilder) reserve(name string, flags elf.SectionFlag, e extent) int {
 // contents adds a section that is in the file only.
 func (b *elfBuilder) contents(name string, kind elf.SectionType, align uint64, data []byte) int {
 	return b.add(name, elf.Section64{Type: uint32(kind), Size: uint64(len(data)), Addralign: align}, data)
+}
+
+// compressed adds a section of debug information, which debuggers decompress: they may
+// be far away. To do it better takes longer than it saves.
+func (b *elfBuilder) compressed(name string, data []byte) {
+	const align = 8
+	var file bytes.Buffer
+	binary.Write(&file, binary.LittleEndian, elf.Chdr64{Type: uint32(elf.COMPRESS_ZLIB), Size: uint64(len(data)), Addralign: align})
+	w, _ := zlib.NewWriterLevel(&file, zlib.BestSpeed)
+	w.Write(data)
+	w.Close()
+	at := b.contents(name, elf.SHT_PROGBITS, align, file.Bytes())
+	b.sections[at].Flags = uint64(elf.SHF_COMPRESSED)
 }
 
 // marks adds the section that frames without code are in.
