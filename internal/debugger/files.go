@@ -170,6 +170,9 @@ func kernelCapabilities(k *linux.Kernel, err error) []guest.Capability {
 		{Name: "kernel", Can: true, Detail: k.Banner},
 		{Name: "symbols", Can: true, Detail: "names from the guest's memory; lines and types from the kernel's symbol file"},
 	}
+	if k.KnowsTypes() {
+		cs[1].Detail = "names and types from the guest's memory; lines from the kernel's symbol file"
+	}
 	if id := k.BuildID(); id != "" {
 		cs[0].Detail += ", build id " + id
 	}

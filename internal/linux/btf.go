@@ -1,6 +1,6 @@
 // This file reads BTF, in which a kernel describes its own types
-// (Documentation/bpf/btf.rst and include/uapi/linux/btf.h in Linux), as far as it
-// takes to know where the members of structures are.
+// (Documentation/bpf/btf.rst and include/uapi/linux/btf.h in Linux), and finds where
+// the members of structures are.
 
 package linux
 
@@ -28,22 +28,31 @@ const (
 
 // Kinds of types (BTF_KIND_*).
 const (
-	kindArray    = 3
-	kindStruct   = 4
-	kindUnion    = 5
-	kindTypedef  = 8
-	kindVolatile = 9
-	kindConst    = 10
-	kindRestrict = 11
-	kindTypeTag  = 18
+	kindInt       = 1
+	kindPointer   = 2
+	kindArray     = 3
+	kindStruct    = 4
+	kindUnion     = 5
+	kindEnum      = 6
+	kindForward   = 7
+	kindTypedef   = 8
+	kindVolatile  = 9
+	kindConst     = 10
+	kindRestrict  = 11
+	kindFunction  = 12
+	kindPrototype = 13
+	kindVariable  = 14
+	kindFloat     = 16
+	kindTypeTag   = 18
+	kindEnum64    = 19
 )
 
 // btfExtra is how many bytes a type of each kind has behind its first 12, and how
 // many more for each of its parts.
 var btfExtra = []struct{ fixed, each int }{
-	1: {4, 0}, 2: {}, kindArray: {12, 0}, kindStruct: {0, 12}, kindUnion: {0, 12}, 6: {0, 8}, 7: {}, kindTypedef: {},
-	kindVolatile: {}, kindConst: {}, kindRestrict: {}, 12: {}, 13: {0, 8}, 14: {4, 0}, 15: {0, 12}, 16: {}, 17: {4, 0},
-	kindTypeTag: {}, 19: {0, 12},
+	kindInt: {4, 0}, kindPointer: {}, kindArray: {12, 0}, kindStruct: {0, 12}, kindUnion: {0, 12}, kindEnum: {0, 8},
+	kindForward: {}, kindTypedef: {}, kindVolatile: {}, kindConst: {}, kindRestrict: {}, kindFunction: {},
+	kindPrototype: {0, 8}, kindVariable: {4, 0}, 15: {0, 12}, kindFloat: {}, 17: {4, 0}, kindTypeTag: {}, kindEnum64: {0, 12},
 }
 
 // btf is a kernel's types.
@@ -56,9 +65,17 @@ type btf struct {
 // A btfType is the first 12 bytes of a type, and what stands behind them.
 type btfType struct {
 	kind, parts int
-	packed      bool   // offsets of members have only 24 bits
+	flag        bool   // kind_flag: what it means is the kind's
+	name        uint32 // where that is
 	size        uint32 // or the type that it refers to
 	rest        []byte
+}
+
+// A btfMember is a member of a structure.
+type btfMember struct {
+	name, typ uint32
+	offset    uint32 // in bits
+	bits      uint32 // of a bit field; 0: it is none
 }
 
 // readBTF reads types, and notes where structures of some names are.
@@ -130,9 +147,27 @@ func (t *btf) typ(id int) (btfType, bool) {
 	_, size := t.extent(at)
 	info := binary.LittleEndian.Uint32(t.types[at+4:])
 	return btfType{
-		kind: int(info >> 24 & 0x1f), parts: int(info & 0xffff), packed: info>>31 != 0,
-		size: binary.LittleEndian.Uint32(t.types[at+8:]), rest: t.types[at+12 : at+size],
+		kind: int(info >> 24 & 0x1f), parts: int(info & 0xffff), flag: info>>31 != 0,
+		name: binary.LittleEndian.Uint32(t.types[at:]), size: binary.LittleEndian.Uint32(t.types[at+8:]), rest: t.types[at+12 : at+size],
 	}, true
+}
+
+// part gives a member of a structure or union by its place.
+func (t *btf) part(typ btfType, i int) btfMember {
+	b := typ.rest[12*i:]
+	m := btfMember{name: binary.LittleEndian.Uint32(b), typ: binary.LittleEndian.Uint32(b[4:]), offset: binary.LittleEndian.Uint32(b[8:])}
+	if typ.flag {
+		m.offset, m.bits = m.offset&0xffffff, m.offset>>24
+		return m
+	}
+	// Bit fields are numbers that have fewer bits than bytes have.
+	if of, ok := t.plain(int(m.typ)); ok && of.kind == kindInt {
+		is := binary.LittleEndian.Uint32(of.rest)
+		if bits := is & 0xff; bits != 0 && bits < 8*of.size {
+			m.offset, m.bits = m.offset+is>>16&0xff, bits
+		}
+	}
+	return m
 }
 
 // plain gives a type without other names of it, const and volatile.
@@ -189,12 +224,8 @@ func (t *btf) member(id int, path []string, budget *int, depth int) (offset uint
 		if *budget--; *budget < 0 {
 			return 0, 0, false
 		}
-		m := typ.rest[12*i:]
-		name, inner, bits := t.name(binary.LittleEndian.Uint32(m)), int(binary.LittleEndian.Uint32(m[4:])), binary.LittleEndian.Uint32(m[8:])
-		if typ.packed {
-			bits &= 0xffffff
-		}
-		at := uint64(bits / 8)
+		m := t.part(typ, i)
+		name, inner, at := t.name(m.name), int(m.typ), uint64(m.offset/8)
 		switch {
 		case len(name) == 0:
 			if offset, found, ok := t.member(inner, path, budget, depth+1); ok {
@@ -223,6 +254,9 @@ func (k *Kernel) ReadTypes(mem Memory) {
 	k.types(mem)
 	k.VMCoreInfo(mem)
 }
+
+// KnowsTypes tells whether the kernel describes its types, once they were read.
+func (k *Kernel) KnowsTypes() bool { return k.btf != nil }
 
 // types gives what the kernel says of its structures, read once.
 func (k *Kernel) types(mem Memory) (offsets, error) {
@@ -254,6 +288,7 @@ func (k *Kernel) readTypes(mem Memory) (offsets, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w so that it can be read: %w", ErrNoBTF, err)
 	}
+	k.btf = t
 	all := offsets{}
 	for _, key := range wanted {
 		if v, ok := t.lookup(key); ok {

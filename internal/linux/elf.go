@@ -99,8 +99,9 @@ func (k *Kernel) findBuildID(mem Memory) {
 }
 
 // Executable makes a file that stands for the kernel's symbol file: with its
-// symbols, its build's identification and how to unwind its stacks. Who reads its
-// symbols reads the byte at symbols, and who wants to know what file it is does not.
+// symbols, its build's identification, how to unwind its stacks and, once ReadTypes
+// was called, its types. Who reads its symbols reads the byte at symbols, and who wants
+// to know what file it is does not.
 func (k *Kernel) Executable() (file []byte, symbols int) {
 	b := &elfBuilder{}
 	parts := k.parts()
@@ -113,6 +114,12 @@ func (k *Kernel) Executable() (file []byte, symbols int) {
 	if k.orc != nil {
 		b.marks()
 		b.compressed(".debug_frame", k.frameInfo(false))
+	}
+	if k.btf != nil {
+		d := k.debugInfo()
+		b.compressed(".debug_info", d.info)
+		b.compressed(".debug_abbrev", d.abbrev)
+		b.compressed(".debug_str", d.names)
 	}
 	if k.buildID != nil {
 		note := binary.LittleEndian.AppendUint32(nil, 4)

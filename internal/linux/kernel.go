@@ -53,6 +53,7 @@ type Kernel struct {
 
 	frames []byte // what call-frame information says of it, once it was made
 
+	btf       *btf       // its types; nil: none, or not asked for yet
 	offsets   offsets    // of structures, once they were asked for
 	noOffsets error      // why there are none
 	vmcore    VMCoreInfo // nil: none, or not asked for yet

@@ -21,7 +21,7 @@ import (
 )
 
 // gdb without a file has the guest's kernel by name: in stacks, as what is at an
-// address, to break at, and in code that it disassembles.
+// address, to break at, and in code that it disassembles. It has its types, too.
 func TestGDBWithoutFile(t *testing.T) {
 	for _, release := range labtest.Releases() {
 		for _, kind := range controlled {
@@ -34,17 +34,24 @@ func TestGDBWithoutFile(t *testing.T) {
 				handler := symbolAddress(t, h, "hrtimer_nanosleep")
 				out := s.gdb("-ex", "thread apply all bt", "-ex", fmt.Sprintf("info symbol %#x", handler+3),
 					"-ex", "p/x &jiffies_64", "-ex", "x/s &linux_banner",
+					"-ex", "ptype struct list_head", "-ex", "p ((struct task_struct *)&init_task)->comm",
+					"-ex", "p ((struct task_struct *)&init_task)->tasks.next->prev == &((struct task_struct *)&init_task)->tasks",
+					"-ex", "p (enum pid_type)1", "-ex", "whatis hrtimer_nanosleep", "-ex", "whatis &runqueues",
 					"-ex", "break hrtimer_nanosleep", "-ex", "continue", "-ex", "bt", "-ex", "x/2i $pc",
-					"-ex", "info os", "-ex", "info os processes", "-ex", "info os modules", "-ex", "detach")
+					"-ex", "delete", "-ex", "finish", "-ex", "info os", "-ex", "info os processes", "-ex", "info os modules", "-ex", "detach")
 				s.exit()
 				checkGDBStacks(t, out, g.Config().VCPUs)
 				expect(t, out,
 					`(?m)^hrtimer_nanosleep \+ 3 in section \.text`,
 					fmt.Sprintf(`(?m)^\$1 = %#x$`, symbolAddress(t, h, "jiffies_64")),
 					`<linux_banner>:\s+"Linux version `+regexp.QuoteMeta(h.KernelRelease()),
+					`(?m)^type = struct list_head \{\n    struct list_head \*next;\n    struct list_head \*prev;\n\}$`,
+					`(?m)^\$2 = "swapper/0`, `(?m)^\$3 = 1$`, `(?m)^\$4 = PIDTYPE_TGID$`,
+					`(?m)^type = long \(.*clockid_t\)$`, `(?m)^type = (struct rq|<variable .*no debug info>) \*$`, // Linux 5.10 describes no variables
 					`hit Breakpoint 1, 0x[0-9a-f]+ in hrtimer_nanosleep \(\)`,
 					`(?m)^#0 .* hrtimer_nanosleep \(\)\n(#.*\n)+#\d+ .* entry_SYSCALL_64\w* \(\)$`,
 					`(?m)^=> 0x[0-9a-f]+ <hrtimer_nanosleep(\+\d+)?>:`,
+					`(?m)^Value returned is \$5 = 0$`,
 					`(?m)^processes +Tasks`,
 					`(?m)^pid +tid +ppid +state +cpu +command`,
 					`(?m)^2 .*\[kthreadd\]`,
@@ -127,7 +134,7 @@ func TestWrongFile(t *testing.T) {
 	expect(t, out,
 		`Build ID mismatch between current exec-file \S*/true\s+and automatically determined exec-file /gdbserver-xen/[0-9a-f]{40}/vmlinux-`+regexp.QuoteMeta(h.KernelRelease())+`\n`,
 		`yes +kernel +Linux version .*, build id [0-9a-f]{40}`,
-		`yes +symbols .*, in package linux-image-`+regexp.QuoteMeta(h.KernelRelease())+`-dbg`)
+		`yes +symbols +names and types .*, in package linux-image-`+regexp.QuoteMeta(h.KernelRelease())+`-dbg`)
 	ticks(t, g)
 }
 

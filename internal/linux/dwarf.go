@@ -1,0 +1,599 @@
+// This file makes of BTF the debug information that debuggers read: types, and
+// functions and variables with theirs. It has nothing that neither BTF nor the kernel's
+// symbols have, as lines, and what is in a function. It is of DWARF 4, since nothing
+// takes 5, which gdb before version 8 and others do not read.
+
+package linux
+
+import (
+	"bytes"
+	"encoding/binary"
+	"slices"
+)
+
+// Bounds on what is made of types, which debuggers follow without any.
+const (
+	// mostDepth is how many types may be made of each other without a structure in
+	// between, and how many structures may stand in each other. Kernels have up to 20.
+	mostDepth = 64
+	// mostArray is the size that an array may have, in bytes.
+	mostArray = 1 << 32
+	// mostInfo is more than debug information of a kernel's takes, in bytes.
+	mostInfo = 64 << 20
+)
+
+// Tags, attributes, forms and encodings (DWARF 4, sections 7.5 to 7.8 and 7.12).
+const (
+	tagArray       = 0x01
+	tagEnumeration = 0x04
+	tagParameter   = 0x05
+	tagMember      = 0x0d
+	tagPointer     = 0x0f
+	tagUnit        = 0x11
+	tagStructure   = 0x13
+	tagSubroutine  = 0x15 // type of a function
+	tagTypedef     = 0x16
+	tagUnion       = 0x17
+	tagAnything    = 0x18 // more parameters, of any type
+	tagSubrange    = 0x21
+	tagBase        = 0x24
+	tagConst       = 0x26
+	tagEnumerator  = 0x28
+	tagSubprogram  = 0x2e // a function
+	tagVariable    = 0x34
+	tagVolatile    = 0x35
+	tagRestrict    = 0x37
+
+	attrLocation    = 0x02
+	attrName        = 0x03
+	attrSize        = 0x0b
+	attrBitSize     = 0x0d
+	attrLowPC       = 0x11
+	attrHighPC      = 0x12
+	attrLanguage    = 0x13
+	attrConstant    = 0x1c
+	attrProducer    = 0x25
+	attrPrototyped  = 0x27
+	attrCount       = 0x37
+	attrOffset      = 0x38 // of a member
+	attrDeclaration = 0x3c
+	attrEncoding    = 0x3e
+	attrExternal    = 0x3f
+	attrType        = 0x49
+	attrBitOffset   = 0x6b // of a member
+
+	formAddress    = 0x01
+	formSigned     = 0x0d // sdata
+	formString     = 0x0e // strp
+	formUnsigned   = 0x0f // udata
+	formReference  = 0x13 // ref4
+	formExpression = 0x18 // exprloc
+	formPresent    = 0x19 // flag_present
+
+	encodingBoolean      = 0x02
+	encodingFloat        = 0x04
+	encodingSigned       = 0x05
+	encodingSignedChar   = 0x06
+	encodingUnsigned     = 0x07
+	encodingUnsignedChar = 0x08
+
+	languageC99 = 0x0c
+	opAddress   = 0x03
+)
+
+// debugInfo is what debuggers read, by section.
+type debugInfo struct{ info, abbrev, names []byte }
+
+// debugInfo makes debug information of all types, and of those functions and
+// variables that are known by name to be at one address.
+func (k *Kernel) debugInfo() debugInfo {
+	t := k.btf
+	b := &infoBuilder{
+		t: t, endless: t.endless(), signedEnums: t.hasSignedEnums(),
+		entries: make([]uint32, len(t.at)+1), codes: map[string]uint64{},
+	}
+	b.names = append(bytes.Clone(t.names), 0)
+	for i, c := range b.names {
+		if c != 0 && (c < ' ' || c > '~') {
+			b.names[i] = '?' // as printable does
+		}
+	}
+	name := uint32(len(b.names))
+	b.names = append(b.names, "BTF of the guest's kernel\x00"...)
+	// Its length, version 4, abbreviations from 0, addresses of 8 bytes.
+	b.info = []byte{0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 8}
+	b.begin(tagUnit, true)
+	b.string(attrProducer, name)
+	b.string(attrName, name)
+	b.number(attrLanguage, languageC99)
+	if len(k.code) > 0 {
+		b.code(extent{k.code[0].first, k.code[len(k.code)-1].end})
+	}
+	b.end()
+	for id := 1; id <= len(t.at); id++ {
+		b.entries[id] = uint32(len(b.info))
+		b.addType(id)
+	}
+	b.addNamed(k)
+	b.close()
+	binary.LittleEndian.PutUint32(b.info, uint32(len(b.info)-4))
+	for _, at := range b.refs {
+		id := binary.LittleEndian.Uint32(b.info[at:])
+		binary.LittleEndian.PutUint32(b.info[at:], b.entries[id])
+	}
+	b.abbrev = append(b.abbrev, 0)
+	return b.debugInfo
+}
+
+// An infoBuilder makes debug information.
+type infoBuilder struct {
+	debugInfo
+	t           *btf
+	endless     []bool // types that are not used, by number
+	signedEnums bool
+	entries     []uint32 // where each type stands in info, by number
+	refs        []uint32 // where in info there is the number of a type, to be replaced
+	codes       map[string]uint64
+
+	// The entry that is being made: what it has, in the form of an abbreviation, its
+	// values, and where in these are numbers of types.
+	what, values []byte
+	types        []int
+}
+
+// begin begins an entry. Children, if it has any, end with close.
+func (b *infoBuilder) begin(tag byte, children bool) {
+	b.what, b.values, b.types = append(b.what[:0], tag, 0), b.values[:0], b.types[:0]
+	if children {
+		b.what[1] = 1
+	}
+}
+
+// end ends the attributes of an entry.
+func (b *infoBuilder) end() {
+	code, ok := b.codes[string(b.what)]
+	if !ok {
+		code = uint64(len(b.codes) + 1)
+		b.codes[string(b.what)] = code
+		b.abbrev = append(append(appendUnsigned(b.abbrev, code), b.what...), 0, 0)
+	}
+	b.info = appendUnsigned(b.info, code)
+	for _, at := range b.types {
+		b.refs = append(b.refs, uint32(len(b.info)+at))
+	}
+	b.info = append(b.info, b.values...)
+}
+
+// close ends the children of an entry.
+func (b *infoBuilder) close() { b.info = append(b.info, 0) }
+
+// attribute says that the entry has an attribute. Its value is to be appended.
+func (b *infoBuilder) attribute(attr, form byte) { b.what = append(b.what, attr, form) }
+
+func (b *infoBuilder) flag(attr byte) { b.attribute(attr, formPresent) }
+
+func (b *infoBuilder) number(attr byte, v uint64) {
+	b.attribute(attr, formUnsigned)
+	b.values = appendUnsigned(b.values, v)
+}
+
+func (b *infoBuilder) signed(attr byte, v int64) {
+	b.attribute(attr, formSigned)
+	b.values = appendSigned(b.values, v)
+}
+
+func (b *infoBuilder) string(attr byte, at uint32) {
+	b.attribute(attr, formString)
+	b.values = binary.LittleEndian.AppendUint32(b.values, at)
+}
+
+// code says where a function is.
+func (b *infoBuilder) code(e extent) {
+	b.attribute(attrLowPC, formAddress)
+	b.values = binary.LittleEndian.AppendUint64(b.values, e.first)
+	b.number(attrHighPC, e.end-e.first)
+}
+
+// name gives the entry a name, if there is one.
+func (b *infoBuilder) name(at uint32) {
+	if len(b.t.name(at)) > 0 {
+		b.string(attrName, at)
+	}
+}
+
+// typ gives the entry a type. It has none if that is void, or not to be used.
+func (b *infoBuilder) typ(id uint32) {
+	for range mostDepth {
+		typ, ok := b.t.typ(int(id))
+		switch {
+		case !ok || b.endless[id]:
+			return
+		case typ.kind == kindTypeTag:
+			id = typ.size
+			continue
+		case !slices.Contains(typeKinds, typ.kind):
+			return
+		}
+		b.attribute(attrType, formReference)
+		b.types = append(b.types, len(b.values))
+		b.values = binary.LittleEndian.AppendUint32(b.values, id)
+		return
+	}
+}
+
+// typeKinds are the kinds of types that have entries.
+var typeKinds = []int{
+	kindInt, kindPointer, kindArray, kindStruct, kindUnion, kindEnum, kindForward, kindTypedef, kindVolatile,
+	kindConst, kindRestrict, kindPrototype, kindFloat, kindEnum64,
+}
+
+// tags are the tags of types that are another with something to it.
+var tags = map[int]byte{
+	kindPointer: tagPointer, kindTypedef: tagTypedef, kindVolatile: tagVolatile, kindConst: tagConst, kindRestrict: tagRestrict,
+}
+
+// addType adds a type, if it is of such a kind.
+func (b *infoBuilder) addType(id int) {
+	typ, _ := b.t.typ(id)
+	switch typ.kind {
+	case kindInt, kindFloat:
+		b.begin(tagBase, false)
+		b.name(typ.name)
+		b.number(attrSize, uint64(typ.size))
+		b.number(attrEncoding, uint64(b.encoding(typ)))
+		b.end()
+	case kindPointer, kindTypedef, kindVolatile, kindConst, kindRestrict:
+		b.begin(tags[typ.kind], false)
+		b.name(typ.name)
+		if typ.kind == kindPointer {
+			b.number(attrSize, 8)
+		}
+		b.typ(typ.size)
+		b.end()
+	case kindArray:
+		b.addArray(typ)
+	case kindStruct, kindUnion:
+		b.addStruct(typ)
+	case kindEnum, kindEnum64:
+		b.addEnum(typ)
+	case kindForward:
+		tag := byte(tagStructure)
+		if typ.flag {
+			tag = tagUnion
+		}
+		b.begin(tag, false)
+		b.name(typ.name)
+		b.flag(attrDeclaration)
+		b.end()
+	case kindPrototype:
+		b.begin(tagSubroutine, typ.parts > 0)
+		b.flag(attrPrototyped)
+		b.typ(typ.size)
+		b.end()
+		b.addParameters(typ)
+	}
+}
+
+// encoding tells what the bits of a number mean.
+func (b *infoBuilder) encoding(typ btfType) byte {
+	if typ.kind == kindFloat {
+		return encodingFloat
+	}
+	const signed, char, boolean = 1, 2, 4
+	is := binary.LittleEndian.Uint32(typ.rest) >> 24 & 0xf
+	if typ.size == 1 && bytes.Contains(b.t.name(typ.name), []byte("char")) {
+		is |= char // which pahole does not say
+	}
+	switch {
+	case is&boolean != 0:
+		return encodingBoolean
+	case is&char != 0 && is&signed != 0:
+		return encodingSignedChar
+	case is&char != 0:
+		return encodingUnsignedChar
+	case is&signed != 0:
+		return encodingSigned
+	}
+	return encodingUnsigned
+}
+
+// addArray adds an array. Debuggers are not told of one that is too large to be.
+func (b *infoBuilder) addArray(typ btfType) {
+	element, count := binary.LittleEndian.Uint32(typ.rest), uint64(binary.LittleEndian.Uint32(typ.rest[8:]))
+	b.begin(tagArray, true)
+	b.typ(element)
+	b.end()
+	b.begin(tagSubrange, false)
+	if count > 0 && count*b.t.sizeOf(int(element)) <= mostArray {
+		b.number(attrCount, count)
+	}
+	b.end()
+	b.close()
+}
+
+// addStruct adds a structure or union.
+func (b *infoBuilder) addStruct(typ btfType) {
+	tag := byte(tagStructure)
+	if typ.kind == kindUnion {
+		tag = tagUnion
+	}
+	b.begin(tag, typ.parts > 0)
+	b.name(typ.name)
+	b.number(attrSize, uint64(typ.size))
+	b.end()
+	for i := range typ.parts {
+		m := b.t.part(typ, i)
+		b.begin(tagMember, false)
+		b.name(m.name)
+		b.typ(m.typ)
+		if m.bits > 0 {
+			b.number(attrBitSize, uint64(m.bits))
+			b.number(attrBitOffset, uint64(m.offset))
+		} else {
+			b.number(attrOffset, uint64(m.offset/8))
+		}
+		b.end()
+	}
+	if typ.parts > 0 {
+		b.close()
+	}
+}
+
+// addEnum adds an enumeration. BTF declares one by giving it no members.
+func (b *infoBuilder) addEnum(typ btfType) {
+	b.begin(tagEnumeration, typ.parts > 0)
+	b.name(typ.name)
+	if typ.parts == 0 {
+		b.flag(attrDeclaration)
+	} else {
+		b.number(attrSize, uint64(typ.size))
+	}
+	b.end()
+	signed := typ.flag || !b.signedEnums
+	each := btfExtra[typ.kind].each
+	for i := range typ.parts {
+		e := typ.rest[each*i:]
+		v := uint64(binary.LittleEndian.Uint32(e[4:]))
+		switch {
+		case typ.kind == kindEnum64:
+			v |= uint64(binary.LittleEndian.Uint32(e[8:])) << 32
+		case signed:
+			v = uint64(int64(int32(v)))
+		}
+		b.begin(tagEnumerator, false)
+		b.name(binary.LittleEndian.Uint32(e))
+		if signed {
+			b.signed(attrConstant, int64(v))
+		} else {
+			b.number(attrConstant, v)
+		}
+		b.end()
+	}
+	if typ.parts > 0 {
+		b.close()
+	}
+}
+
+// addParameters adds the types of a function's parameters, and ends it. The last is 0
+// for any others. They have no names: where they are is not known, and debuggers would
+// say so of each in all stacks.
+func (b *infoBuilder) addParameters(prototype btfType) {
+	for i := range prototype.parts {
+		name, typ := binary.LittleEndian.Uint32(prototype.rest[8*i:]), binary.LittleEndian.Uint32(prototype.rest[8*i+4:])
+		if name == 0 && typ == 0 && i == prototype.parts-1 {
+			b.begin(tagAnything, false)
+		} else {
+			b.begin(tagParameter, false)
+			b.typ(typ)
+		}
+		b.end()
+	}
+	if prototype.parts > 0 {
+		b.close()
+	}
+}
+
+// addNamed adds functions and variables. BTF does not tell where they are, so those of
+// which there are several of one name are left out. Variables of each processor are, as
+// in the kernel's own symbol file, where their symbols are.
+func (b *infoBuilder) addNamed(k *Kernel) {
+	places := k.places()
+	described := map[string]int{} // how often
+	for id := 1; id <= len(b.t.at); id++ {
+		if typ, _ := b.t.typ(id); typ.kind == kindFunction || typ.kind == kindVariable {
+			described[string(b.t.name(typ.name))]++
+		}
+	}
+	for id := 1; id <= len(b.t.at) && len(b.info) < mostInfo; id++ {
+		typ, _ := b.t.typ(id)
+		if typ.kind != kindFunction && typ.kind != kindVariable {
+			continue
+		}
+		name := b.t.name(typ.name)
+		if p := places[string(name)]; described[string(name)] == 1 && p.function == (typ.kind == kindFunction) && p.first != 0 {
+			if p.function {
+				b.addFunction(typ, p)
+			} else {
+				b.addVariable(typ, p)
+			}
+		}
+	}
+}
+
+// addFunction adds a function.
+func (b *infoBuilder) addFunction(typ btfType, p place) {
+	prototype, ok := b.t.typ(int(typ.size))
+	if !ok || prototype.kind != kindPrototype || b.endless[typ.size] {
+		return
+	}
+	b.begin(tagSubprogram, prototype.parts > 0)
+	b.named(typ.name, p)
+	b.flag(attrPrototyped)
+	b.code(p.extent)
+	b.typ(prototype.size)
+	b.end()
+	b.addParameters(prototype)
+}
+
+// addVariable adds a variable.
+func (b *infoBuilder) addVariable(typ btfType, p place) {
+	b.begin(tagVariable, false)
+	b.named(typ.name, p)
+	b.typ(typ.size)
+	b.attribute(attrLocation, formExpression)
+	b.values = block(b.values, binary.LittleEndian.AppendUint64([]byte{opAddress}, p.first))
+	b.end()
+}
+
+// named gives the entry a name that has an address.
+func (b *infoBuilder) named(at uint32, p place) {
+	b.name(at)
+	if p.global {
+		b.flag(attrExternal)
+	}
+}
+
+// A place is where a function or variable is. Nothing is at 0.
+type place struct {
+	extent           // of a variable only the address is known
+	function, global bool
+}
+
+// places gives where names are, and 0 for those that are in several places. Of
+// functions at one address it has the first, as everywhere.
+func (k *Kernel) places() map[string]place {
+	places := make(map[string]place, len(k.symbols))
+	put := func(s *symbol, e extent) {
+		p := place{e, s.isText(), s.kind >= 'A' && s.kind <= 'Z'}
+		if _, twice := places[s.name]; twice {
+			p = place{}
+		}
+		places[s.name] = p
+	}
+	for i := range k.symbols {
+		if s := &k.symbols[i]; !s.isText() {
+			put(s, extent{s.addr, s.addr})
+		}
+	}
+	for i, at := range k.text {
+		put(&k.symbols[at], k.functionAt(i))
+	}
+	return places
+}
+
+// functionAt gives the extent of one of the kernel's functions in order, or none if
+// it is not the first at its address.
+func (k *Kernel) functionAt(i int) extent {
+	first := k.symbols[k.text[i]].addr
+	c := slices.IndexFunc(k.code, func(c extent) bool { return first >= c.first && first < c.end })
+	if c < 0 || i > 0 && k.symbols[k.text[i-1]].addr == first {
+		return extent{}
+	}
+	end := k.code[c].end
+	for i++; i < len(k.text) && k.symbols[k.text[i]].addr <= first; i++ {
+	}
+	if i < len(k.text) {
+		end = min(end, k.symbols[k.text[i]].addr)
+	}
+	return extent{first, end}
+}
+
+// hasSignedEnums tells whether enumerations say if they are signed, as they do since
+// Linux 6.0: then at least one is.
+func (t *btf) hasSignedEnums() bool {
+	for id := range t.at {
+		if typ, _ := t.typ(id + 1); typ.flag && (typ.kind == kindEnum || typ.kind == kindEnum64) {
+			return true
+		}
+	}
+	return false
+}
+
+// sizeOf gives the size of a type in bytes, at most mostArray+1.
+func (t *btf) sizeOf(id int) uint64 {
+	times := uint64(1)
+	for range mostDepth {
+		typ, ok := t.typ(id)
+		if !ok {
+			return 0
+		}
+		switch typ.kind {
+		case kindTypedef, kindVolatile, kindConst, kindRestrict, kindTypeTag:
+			id = int(typ.size)
+		case kindArray:
+			times = min(times*uint64(binary.LittleEndian.Uint32(typ.rest[8:])), mostArray+1)
+			id = int(binary.LittleEndian.Uint32(typ.rest))
+		case kindPointer:
+			return min(times*8, mostArray+1)
+		default:
+			return min(times*uint64(typ.size), mostArray+1)
+		}
+	}
+	return 0
+}
+
+// endless tells which types, by their numbers, lead to themselves, or nearly so: by
+// what they are made of without a structure in between, or as structures that contain
+// themselves.
+func (t *btf) endless() []bool {
+	made := t.depths(func(typ btfType, visit func(uint32)) {
+		switch typ.kind {
+		case kindPointer, kindTypedef, kindVolatile, kindConst, kindRestrict, kindTypeTag:
+			visit(typ.size)
+		case kindArray:
+			visit(binary.LittleEndian.Uint32(typ.rest))
+		case kindPrototype:
+			visit(typ.size)
+			for i := range typ.parts {
+				visit(binary.LittleEndian.Uint32(typ.rest[8*i+4:]))
+			}
+		}
+	})
+	contained := t.depths(func(typ btfType, visit func(uint32)) {
+		switch typ.kind {
+		case kindTypedef, kindVolatile, kindConst, kindRestrict, kindTypeTag:
+			visit(typ.size)
+		case kindArray:
+			visit(binary.LittleEndian.Uint32(typ.rest))
+		case kindStruct, kindUnion:
+			for i := range typ.parts {
+				visit(t.part(typ, i).typ)
+			}
+		}
+	})
+	endless := make([]bool, len(made))
+	for id := range endless {
+		endless[id] = made[id] == mostDepth || contained[id] == mostDepth
+	}
+	return endless
+}
+
+// depths tells how far types, by their numbers, are from those that lead to no other:
+// mostDepth if that is as far or farther, or there is no end.
+func (t *btf) depths(of func(typ btfType, visit func(uint32))) []uint8 {
+	depths := make([]uint8, len(t.at)+1)
+	known := make([]bool, len(t.at)+1)
+	var depth func(id, level int) uint8
+	depth = func(id, level int) uint8 {
+		typ, ok := t.typ(id)
+		switch {
+		case !ok:
+			return 0
+		case known[id]:
+			return depths[id]
+		case level == mostDepth:
+			return mostDepth
+		}
+		depths[id], known[id] = mostDepth, true // if it comes back to itself
+		deepest := uint8(0)
+		of(typ, func(next uint32) {
+			deepest = max(deepest, min(depth(int(next), level+1)+1, mostDepth))
+		})
+		depths[id] = deepest
+		return deepest
+	}
+	for id := range t.at {
+		depth(id+1, 0)
+	}
+	return depths
+}
