@@ -4,6 +4,7 @@ package bench
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -49,14 +50,14 @@ type Conn struct {
 	planted    map[uint64]byte // by us, and what was there
 }
 
-// Dial connects to a server, which may be about to come up.
-func Dial(network, addr string, until time.Time) (*Conn, error) {
+// Dial connects to a server, which may be about to come up, until ctx ends.
+func Dial(ctx context.Context, network, addr string) (*Conn, error) {
 	for {
 		conn, err := net.Dial(network, addr)
 		if err == nil {
 			return NewConn(conn)
 		}
-		if time.Now().After(until) {
+		if ctx.Err() != nil {
 			return nil, fmt.Errorf("connect to the server: %w", err)
 		}
 		time.Sleep(2 * time.Millisecond)

@@ -1,6 +1,10 @@
 package main
 
 import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -49,5 +53,80 @@ func TestGDBTimed(t *testing.T) {
 	m := gdbTimed.FindAllStringSubmatch("x\ntimed 1: 0.5\nwarning: y\ntimed 2: 12.000001\n", -1)
 	if len(m) != 2 || m[1][1] != "2" || m[1][2] != "12.000001" {
 		t.Errorf("got %q", m)
+	}
+}
+
+// benchTestFlags are for a benchmark whose programs do nothing but fail.
+func benchTestFlags(t *testing.T, parts ...string) *benchFlags {
+	t.Helper()
+	dir := t.TempDir()
+	f := &benchFlags{parts: parts, results: filepath.Join(dir, "results"), page: filepath.Join(dir, "page.md"), rounds: 1}
+	f.server, f.client = filepath.Join(dir, "server"), filepath.Join(dir, "client")
+	for _, file := range []string{f.server, f.client} {
+		if err := os.WriteFile(file, []byte("#!/bin/sh\nexit 1\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return f
+}
+
+// What cannot be measured says why.
+func TestBenchFailures(t *testing.T) {
+	missing := benchTestFlags(t, "stub")
+	missing.client += "s"
+	for _, tt := range []struct {
+		name, path, want string
+		flags            *benchFlags
+	}{
+		{"no client", "", "run make bench", missing},
+		{"no such part", "", `no part "speed" to measure`, benchTestFlags(t, "speed")},
+		{"no peer", t.TempDir(), "stub: qemu-system-x86_64 --version: ", benchTestFlags(t, "stub")},
+	} {
+		if tt.path != "" {
+			t.Setenv("PATH", tt.path)
+		}
+		if err := runBench(t.Context(), tt.flags); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: got %v, want %q", tt.name, err, tt.want)
+		}
+	}
+}
+
+// A part that fails takes neither the others' results nor the page.
+func TestBenchKeepsOtherParts(t *testing.T) {
+	f := benchTestFlags(t, "stub")
+	if err := os.MkdirAll(f.results, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	kept := benchResult{Version: "v1", Failures: []string{"gdbsx: the server: exit status 1"}}
+	if err := kept.save(f.results, "gdb"); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", t.TempDir())
+	if err := runBench(t.Context(), f); err == nil {
+		t.Error("a part without its peer is no error")
+	}
+	page, err := os.ReadFile(f.page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"## Real gdb", "not measured", "Failed: gdbsx: the server: exit status 1\n"} {
+		if !strings.Contains(string(page), want) {
+			t.Errorf("the page lacks %q:\n%s", want, page)
+		}
+	}
+	// Results that cannot be read are told, not left out.
+	if err := os.WriteFile(filepath.Join(f.results, "gdb.json"), []byte("{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := runBench(t.Context(), f); err == nil || !strings.Contains(err.Error(), "read the results of gdb") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestAwaitFile(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := awaitFile(ctx, filepath.Join(t.TempDir(), "socket")); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
 	}
 }

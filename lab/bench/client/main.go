@@ -108,37 +108,66 @@ func print(r bench.Report, err error) error {
 	return json.NewEncoder(os.Stdout).Encode(r)
 }
 
-// start starts the server, if it is to be started here.
-func (o *options) start() (*exec.Cmd, error) {
+// A process is a server that was started here.
+type process struct {
+	*exec.Cmd
+	ended chan struct{} // closed when it has
+	err   error         // of Wait, then
+}
+
+// start starts the server, if it is to be started here. Else it gives nil.
+func (o *options) start() (*process, error) {
 	words := strings.Fields(o.server)
 	if len(words) == 0 {
 		return nil, nil
 	}
-	cmd := exec.Command(words[0], words[1:]...)
-	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-	return cmd, cmd.Start()
+	p := &process{Cmd: exec.Command(words[0], words[1:]...), ended: make(chan struct{})}
+	p.Stdout, p.Stderr = os.Stderr, os.Stderr
+	if err := p.Start(); err != nil {
+		return nil, err
+	}
+	go func() {
+		p.err = p.Wait()
+		close(p.ended)
+	}()
+	return p, nil
+}
+
+// dial connects to the server, which may be about to come up, unless it has ended.
+func (o *options) dial(p *process) (*bench.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	if p != nil {
+		go func() {
+			select {
+			case <-p.ended:
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
+	}
+	return bench.Dial(ctx, network(o.connect), o.connect)
 }
 
 // run measures a group of works. That the server fails is a part of the report.
 func (o *options) run() (r bench.Report, err error) {
-	begin := time.Now()
-	cmd, err := o.start()
+	server, err := o.start()
 	if err != nil {
 		return r, err
 	}
-	c, err := bench.Dial(network(o.connect), o.connect, begin.Add(startTimeout))
+	c, err := o.dial(server)
 	if err == nil {
-		if r.Results, err = bench.Run(c, o.work, o.Params); err != nil || cmd == nil {
+		if r.Results, err = bench.Run(c, o.work, o.Params); err != nil || server == nil {
 			err = errors.Join(err, c.Close())
 		} else {
 			err = c.Detach()
 		}
 	}
-	if cmd != nil {
+	if server != nil {
 		if err != nil {
-			_ = cmd.Process.Kill() // it may hang
+			_ = server.Process.Kill() // it may hang
 		}
-		err = errors.Join(err, o.end(cmd, &r))
+		err = errors.Join(err, o.end(server, &r))
 	}
 	if err != nil {
 		r.Failed = err.Error()
@@ -147,14 +176,15 @@ func (o *options) run() (r bench.Report, err error) {
 }
 
 // end waits for the server's end and notes what it has used.
-func (o *options) end(cmd *exec.Cmd, r *bench.Report) error {
-	late := time.AfterFunc(startTimeout, func() { _ = cmd.Process.Kill() })
+func (o *options) end(server *process, r *bench.Report) error {
+	late := time.AfterFunc(startTimeout, func() { _ = server.Process.Kill() })
 	defer late.Stop()
-	if err := cmd.Wait(); err != nil && (o.exit == 0 || cmd.ProcessState.ExitCode() != o.exit) {
-		return fmt.Errorf("the server: %w", err)
+	<-server.ended
+	if server.err != nil && (o.exit == 0 || server.ProcessState.ExitCode() != o.exit) {
+		return fmt.Errorf("the server: %w", server.err)
 	}
-	r.CPU = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
-	if usage, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
+	r.CPU = server.ProcessState.UserTime() + server.ProcessState.SystemTime()
+	if usage, ok := server.ProcessState.SysUsage().(*syscall.Rusage); ok {
 		r.PeakKB = int(usage.Maxrss)
 	}
 	return nil
@@ -166,17 +196,17 @@ func (o *options) attach() (r bench.Report, err error) {
 	result := bench.Result{Work: bench.Attach}
 	for range o.Times {
 		begin := time.Now()
-		cmd, err := o.start()
+		server, err := o.start()
 		if err != nil {
 			return r, err
 		}
-		c, err := bench.Dial(network(o.connect), o.connect, begin.Add(startTimeout))
+		c, err := o.dial(server)
 		if err == nil {
 			_, err = c.Send("g")
 			result.Samples = append(result.Samples, time.Since(begin))
 			err = errors.Join(err, c.Detach())
 		}
-		if err := errors.Join(err, o.end(cmd, &r)); err != nil {
+		if err := errors.Join(err, o.end(server, &r)); err != nil {
 			r.Failed = err.Error()
 			break
 		}
