@@ -6,6 +6,7 @@
 package rsp
 
 import (
+	"bytes"
 	"io"
 )
 
@@ -80,34 +81,35 @@ func (r *Reader) packet(buf []byte) (Kind, []byte, error) {
 	d := decoder{out: buf, limit: r.limit}
 	var check byte
 	for {
-		n := d.copy(r.chunk[r.pos:r.end])
-		check += sum(r.chunk[r.pos:][:n])
-		r.pos += n
-		c, err := r.readByte()
-		if err != nil {
+		if err := r.fill(); err != nil {
 			return 0, d.out, err
 		}
-		switch c {
-		case packetStart:
+		body, _, ended := bytes.Cut(r.chunk[r.pos:r.end], []byte{packetEnd})
+		if bytes.IndexByte(body, packetStart) >= 0 {
+			r.pos += bytes.LastIndexByte(body, packetStart) + 1
 			d = decoder{out: d.out[:0], limit: r.limit}
 			check = 0
 			continue
-		case packetEnd:
-			want, err := r.checksum()
-			switch {
-			case err != nil:
-				return 0, d.out, err
-			case want != int(check):
-				return Corrupt, d.out, nil
-			case d.oversize:
-				return Oversize, d.out, nil
-			case !d.done():
-				return Malformed, d.out, nil
-			}
-			return Packet, d.out, nil
 		}
-		check += c
-		d.add(c)
+		d.write(body)
+		check += sum(body)
+		r.pos += len(body)
+		if !ended {
+			continue
+		}
+		r.pos++
+		want, err := r.checksum()
+		switch {
+		case err != nil:
+			return 0, d.out, err
+		case want != int(check):
+			return Corrupt, d.out, nil
+		case d.oversize:
+			return Oversize, d.out, nil
+		case !d.done():
+			return Malformed, d.out, nil
+		}
+		return Packet, d.out, nil
 	}
 }
 
@@ -132,19 +134,27 @@ func (r *Reader) checksum() (int, error) {
 }
 
 func (r *Reader) readByte() (byte, error) {
-	for r.pos == r.end {
-		n, err := r.src.Read(r.chunk)
-		r.pos, r.end = 0, n
-		if n == 0 && err != nil {
-			return 0, err
-		}
+	if err := r.fill(); err != nil {
+		return 0, err
 	}
 	c := r.chunk[r.pos]
 	r.pos++
 	return c, nil
 }
 
-// A decoder undoes the escapes and run lengths of a payload, byte by byte.
+// fill reads if nothing is left of what was read.
+func (r *Reader) fill() error {
+	for r.pos == r.end {
+		n, err := r.src.Read(r.chunk)
+		r.pos, r.end = 0, n
+		if n == 0 && err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// A decoder undoes the escapes and run lengths of a payload.
 type decoder struct {
 	out      []byte
 	limit    int
@@ -159,29 +169,27 @@ type decoder struct {
 // done reports whether what was added is a whole payload.
 func (d *decoder) done() bool { return !d.bad && !d.escaped && !d.run }
 
-// copy takes bytes at the start of p that stand for themselves, as many as are clear of
-// the limits, and tells how many. What is next is for add, if anything is.
-func (d *decoder) copy(p []byte) int {
-	if d.oversize || !d.done() {
-		return 0
+// write takes bytes of the wire.
+func (d *decoder) write(p []byte) {
+	room := d.limit - d.wire
+	d.wire += min(len(p), room)
+	marks := find(p[:min(len(p), room)], escape, runMark)
+	for i := 0; i < len(marks.text) && !d.bad && !d.oversize; {
+		if next := marks.next(i); next > i && !d.escaped && !d.run {
+			d.put(p[i:next])
+			d.last = p[next-1]
+			i = next
+			continue
+		}
+		d.add(p[i])
+		i++
 	}
-	room := d.limit - max(d.wire, len(d.out))
-	n := ordinary(p[:min(len(p), room)])
-	if n > 0 {
-		d.out = append(d.out, p[:n]...)
-		d.wire += n
-		d.last = p[n-1]
-	}
-	return n
+	d.oversize = d.oversize || len(p) > room && !d.bad
 }
 
-// add takes a byte of the wire.
+// add takes a byte of the wire that stands for something else.
 func (d *decoder) add(c byte) {
-	d.wire++
 	switch {
-	case d.oversize || d.bad:
-	case d.wire > d.limit:
-		d.oversize = true
 	case d.run:
 		d.run = false
 		n, ok := runLength(c)
@@ -189,33 +197,33 @@ func (d *decoder) add(c byte) {
 			d.bad = true
 			return
 		}
-		for range n {
-			d.put(d.last)
-		}
+		var run [maxRun]byte
+		d.put(fill(run[:n], d.last))
 	case c == runMark:
-		if d.wire == 1 || d.escaped {
-			d.bad = true // nothing to repeat
-			return
-		}
 		d.run = true
+		d.bad = len(d.out) == 0 || d.escaped // nothing to repeat
 	case d.escaped:
 		d.escaped = false
 		d.last = c
-		d.put(c ^ escapeXOR)
-	case c == escape:
-		d.escaped = true
+		d.put([]byte{c ^ escapeXOR})
 	default:
-		d.last = c
-		d.put(c)
+		d.escaped = true
 	}
 }
 
-func (d *decoder) put(c byte) {
-	if len(d.out) == d.limit {
-		d.oversize = true
-		return
+// put adds to the payload.
+func (d *decoder) put(p []byte) {
+	room := d.limit - len(d.out)
+	d.out = append(d.out, p[:min(len(p), room)]...)
+	d.oversize = len(p) > room
+}
+
+// fill makes all of p one byte.
+func fill(p []byte, c byte) []byte {
+	for i := range p {
+		p[i] = c
 	}
-	d.out = append(d.out, c)
+	return p
 }
 
 // AppendPacket appends to dst the frame of a reply: escaped, with run lengths
@@ -231,16 +239,21 @@ func AppendPacket(dst, payload []byte) []byte {
 func AppendRequest(dst, payload []byte) []byte {
 	dst = append(dst, packetStart)
 	start := len(dst)
-	for len(payload) > 0 {
-		n := ordinary(payload)
-		dst = append(dst, payload[:n]...)
-		if n < len(payload) {
-			dst = append(dst, escape, payload[n]^escapeXOR)
-			n++
+	marks := findSpecial(payload)
+	return appendChecksum(appendEscaped(dst, &marks, 0, len(payload)), start)
+}
+
+// appendEscaped appends a part of a text, escaped.
+func appendEscaped(dst []byte, special *finder, from, to int) []byte {
+	for {
+		next := min(special.next(from), to)
+		dst = append(dst, special.text[from:next]...)
+		if next == to {
+			return dst
 		}
-		payload = payload[n:]
+		dst = append(dst, escape, special.text[next]^escapeXOR)
+		from = next + 1
 	}
-	return appendChecksum(dst, start)
 }
 
 func appendChecksum(dst []byte, start int) []byte {
@@ -250,3 +263,6 @@ func appendChecksum(dst []byte, start int) []byte {
 
 // special tells which bytes cannot stand for themselves in a payload.
 var special = [256]bool{packetStart: true, packetEnd: true, escape: true, runMark: true}
+
+// findSpecial makes a finder of those.
+func findSpecial(text []byte) finder { return find(text, packetStart, packetEnd, escape, runMark) }

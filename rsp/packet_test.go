@@ -16,11 +16,13 @@ func TestAppendPacket(t *testing.T) {
 		{"OK", "$OK#9a"},
 		{"000", "$000#90"},
 		{"0000", "$0* #7a"},          // the shortest run that pays
-		{"0000000", "$0*\"0#ac"},     // 6 further copies would be written #
+		{"x0000", "$x0000#38"},       // where it is not looked for
+		{"x0000000", "$x0*\"0#24"},   // 6 further copies would be written #
 		{"00000000", "$0*\"00#dc"},   // 7 would be $
 		{"#", "$}\x03#80"},           // escaped
 		{"****", "$}\n}\n}\n}\n#1c"}, // escaped bytes make no runs
-		{"}]]]]", "$}]]* #9e"},
+		{"}]]]]", "$}]]]]]#9e"},
+		{"}]]]]]]]", "$}]]*\"]#9e"},
 	} {
 		got := string(rsp.AppendPacket(nil, []byte(tt.payload)))
 		if got[:strings.LastIndexByte(got, '#')] != tt.want[:strings.LastIndexByte(tt.want, '#')] {

@@ -36,38 +36,22 @@ func countByte(n int) (byte, int) {
 	}
 }
 
-// appendRuns appends payload to dst, escaped and run-length encoded. Escaped
-// bytes take no part in runs: clients differ on whether a run repeats the byte
-// before the mark as it stood on the wire (gdb) or as it was decoded (lldb).
+// appendRuns appends payload to dst, escaped and run-length encoded where that makes
+// much of a difference. Escaped bytes take no part in runs: clients differ on whether
+// a run repeats the byte before the mark as it stood on the wire (gdb) or as it was
+// decoded (lldb).
 func appendRuns(dst, payload []byte) []byte {
+	marks := findSpecial(payload)
 	for i := 0; i < len(payload); {
-		n := single(payload[i:])
-		dst = append(dst, payload[i:i+n]...)
-		i += n
-		if i == len(payload) {
-			break
+		start, end := alike(payload, i)
+		dst = appendEscaped(dst, &marks, i, start)
+		for i = start; end-i > minRun; {
+			count, n := countByte(min(end-i-1, maxRun))
+			dst = append(dst, payload[i], runMark, count)
+			i += 1 + n
 		}
-		c := payload[i]
-		i++
-		if special[c] {
-			dst = append(dst, escape, c^escapeXOR)
-			continue
-		}
-		n = minRun
-		for n < maxRun && i+n < len(payload) && payload[i+n] == c {
-			n++
-		}
-		count, n := countByte(n)
-		dst = append(dst, c, runMark, count)
-		i += n
+		dst = append(dst, payload[i:end]...)
+		i = end
 	}
 	return dst
-}
-
-// runAt reports whether a run that pays begins at byte i.
-func runAt(p []byte, i int) bool {
-	if i+minRun >= len(p) || p[i] != p[i+1] {
-		return false
-	}
-	return p[i] == p[i+2] && p[i] == p[i+3]
 }

@@ -1,61 +1,68 @@
-// This file looks at the bytes of packets eight at a time: much of a long packet
+// This file looks at the bytes of packets many at a time: much of a long packet
 // stands for itself on the wire.
 
 package rsp
 
 import (
+	"bytes"
 	"encoding/binary"
-	"math/bits"
 )
 
 const (
 	wordSize = 8
-	ones     = 0x0101010101010101
-	highs    = ones << 7
 	evens    = 0x00ff00ff00ff00ff // every second byte
 )
 
-// zeros has the high bit set of the first byte of w that is zero, and none before.
-// What it has behind it means nothing. Without a zero byte it has no high bits.
-func zeros(w uint64) uint64 { return (w - ones) &^ w }
-
-// specials is zeros for bytes that cannot stand for themselves.
-func specials(w uint64) uint64 {
-	return zeros(w^packetStart*ones) | zeros(w^packetEnd*ones) | zeros(w^escape*ones) | zeros(w^runMark*ones)
+// A finder finds those of some bytes in a text that come next. It looks for each of
+// them by itself, as package bytes does that fastest, and once.
+type finder struct {
+	text  []byte
+	marks [4]byte
+	at    [4]int // of each mark the next place, if that is not behind us
+	n     int    // of marks
 }
 
-// ordinary gives how many bytes at the start of p stand for themselves.
-func ordinary(p []byte) int {
-	i := 0
-	for ; i+wordSize <= len(p); i += wordSize {
-		if found := specials(binary.LittleEndian.Uint64(p[i:])) & highs; found != 0 {
-			return i + bits.TrailingZeros64(found)/8
-		}
-	}
-	for i < len(p) && !special[p[i]] {
-		i++
-	}
-	return i
+// find makes a finder of up to four different bytes.
+func find(text []byte, marks ...byte) finder {
+	f := finder{text: text, at: [4]int{-1, -1, -1, -1}}
+	f.n = copy(f.marks[:], marks)
+	return f
 }
 
-// single gives how many bytes at the start of p stand for themselves before a run
-// that pays begins.
-func single(p []byte) int {
-	i := 0
-	for ; i+wordSize+minRun <= len(p); i += wordSize {
-		w := binary.LittleEndian.Uint64(p[i:])
-		// Bytes that are like the three behind them.
-		run := (w ^ binary.LittleEndian.Uint64(p[i+1:])) |
-			(w ^ binary.LittleEndian.Uint64(p[i+2:])) |
-			(w ^ binary.LittleEndian.Uint64(p[i+3:]))
-		if found := (specials(w) | zeros(run)) & highs; found != 0 {
-			return i + bits.TrailingZeros64(found)/8
+// next gives the first place of any of the bytes, from i on, or the text's end.
+// Preconditions: i does not go back from call to call.
+func (f *finder) next(i int) int {
+	first := len(f.text)
+	for k := range f.n {
+		if f.at[k] < i {
+			f.at[k] = len(f.text)
+			if n := bytes.IndexByte(f.text[i:], f.marks[k]); n >= 0 {
+				f.at[k] = i + n
+			}
+		}
+		first = min(first, f.at[k])
+	}
+	return first
+}
+
+// alike gives a stretch of at least four bytes that are all the same, from i on: each
+// that is longer than six, and shorter ones if they are where it looks. Without one
+// it gives the text's end. Bytes that cannot stand for themselves have none.
+func alike(p []byte, i int) (start, end int) {
+	const size = minRun + 1
+	for j := i; j+size <= len(p); j += size {
+		w := binary.LittleEndian.Uint32(p[j:])
+		if c := byte(w); w == uint32(c)*0x01010101 && !special[c] {
+			for start = j; start > i && p[start-1] == c; start-- {
+			}
+			for end = j + size; end+size <= len(p) && binary.LittleEndian.Uint32(p[end:]) == w; end += size {
+			}
+			for ; end < len(p) && p[end] == c; end++ {
+			}
+			return start, end
 		}
 	}
-	for i < len(p) && !special[p[i]] && !runAt(p, i) {
-		i++
-	}
-	return i
+	return len(p), len(p)
 }
 
 // sum gives the checksum of bytes: their sum, of which 8 bits count.

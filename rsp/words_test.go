@@ -10,19 +10,16 @@ import (
 // checkWords compares what looks at eight bytes at a time to what looks at one.
 func checkWords(t *testing.T, p []byte) {
 	t.Helper()
-	want := 0
-	for want < len(p) && !special[p[want]] {
-		want++
-	}
-	if got := ordinary(p); got != want {
-		t.Errorf("%q: %d ordinary bytes, want %d", p, got, want)
-	}
-	want = 0
-	for want < len(p) && !special[p[want]] && !runAt(p, want) {
-		want++
-	}
-	if got := single(p); got != want {
-		t.Errorf("%q: %d bytes before a run, want %d", p, got, want)
+	marks := findSpecial(p)
+	for i := range len(p) + 1 {
+		want := i
+		for want < len(p) && !special[p[want]] {
+			want++
+		}
+		if got := marks.next(i); got != want {
+			t.Errorf("%q: from %d on, the first special byte is at %d, not at %d", p, i, want, got)
+		}
+		checkAlike(t, p, i)
 	}
 	var total byte
 	for _, c := range p {
@@ -42,6 +39,28 @@ func checkWords(t *testing.T, p []byte) {
 			if err != nil || kind != Packet || !bytes.Equal(got, p) {
 				t.Errorf("%q: came back as kind %d, %q, %v", p, kind, got, err)
 			}
+		}
+	}
+}
+
+// checkAlike compares alike to a look at each byte.
+func checkAlike(t *testing.T, p []byte, i int) {
+	t.Helper()
+	// run is the length of the stretch that begins at a place.
+	run := func(at int) int {
+		n := 0
+		for at+n < len(p) && p[at+n] == p[at] && !special[p[at]] {
+			n++
+		}
+		return n
+	}
+	start, end := alike(p, i)
+	if start < len(p) && (end-start <= minRun || run(start) != end-start) {
+		t.Errorf("%q: from %d on, bytes %d to %d are alike?", p, i, start, end)
+	}
+	for at := i; at < start; at++ {
+		if n := run(at); n > 2*minRun || n > minRun && at == i {
+			t.Errorf("%q: from %d on, the %d bytes at %d were not found", p, i, n, at)
 		}
 	}
 }
