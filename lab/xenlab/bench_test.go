@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -120,6 +121,41 @@ func TestBenchKeepsOtherParts(t *testing.T) {
 	}
 	if err := runBench(t.Context(), f); err == nil || !strings.Contains(err.Error(), "read the results of gdb") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// All of the part that needs no Xen, with our own server in place of QEMU.
+func TestMeasureStub(t *testing.T) {
+	f := benchTestFlags(t)
+	f.client += "-built"
+	if out, err := exec.Command("go", "build", "-o", f.client, "../bench/client").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	const peer = `#!/bin/sh
+[ "$1" = --version ] && echo peer 1 && exit
+for word; do case $word in
+socket,*) path=${word##*path=} ;;
+loader,*) file=${word#*file=}; addr=${file#*addr=} ;;
+esac; done
+exec "$CLIENT" memory -bulk="${addr%%,*}" -file "${file%%,*}" -listen "$path"
+`
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "qemu-system-x86_64"), []byte(peer), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("CLIENT", f.client)
+	t.Setenv("PATH", dir+string(filepath.ListSeparator)+os.Getenv("PATH"))
+	b := &bencher{flags: f, result: newBenchResult(t.Context())}
+	if err := b.measureStub(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var page strings.Builder
+	stubSection(&page, &b.result)
+	if s := page.String(); strings.Contains(s, "not measured") || !strings.Contains(s, "flat  flat%") {
+		t.Errorf("the page lacks what was measured:\n%s", s)
+	}
+	if b.result.Tool != "peer 1" {
+		t.Errorf("got tool %q", b.result.Tool)
 	}
 }
 

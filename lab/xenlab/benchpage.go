@@ -30,6 +30,7 @@ type benchResult struct {
 	Servers    map[string]map[string]bench.Result // by server and work
 	Operations []operation
 	Idle       []idleCost
+	Profile    string // what ours has spent its CPU time on, if that was taken
 }
 
 // An operation is what one work costs a server.
@@ -160,6 +161,9 @@ func stubSection(b *strings.Builder, r *benchResult) {
 	b.WriteString(bench.Table(nameStub, "ours", rows))
 	b.WriteString("\nThe limit: an echo, and plain copying, over the same kind of socket.\n\n")
 	b.WriteString(bench.Table("limit", "ours", r.limit(nameMemory)))
+	if r.Profile != "" {
+		fmt.Fprintf(b, "\nWhat holds what is missed: the CPU profile of ours, over all of these works, is mostly of\n\n```\n%s\n```\n", r.Profile)
+	}
 }
 
 // limit compares a server to what none can be faster than.

@@ -4,6 +4,7 @@ package main
 // stub and ours over the same memory.
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
 	"time"
 
 	"gdbserver-xen/lab/bench"
@@ -24,6 +28,8 @@ const (
 	stubBase   = 16 << 20
 	stubSize   = 16 << 20
 	stubRounds = 3
+	// stubPatience is how long a server may take to end.
+	stubPatience = 5 * time.Second
 )
 
 // measureStub measures a paused QEMU and ours, and the limit, in turns, over Unix
@@ -45,11 +51,12 @@ func (b *bencher) measureStub(ctx context.Context) error {
 		return err
 	}
 	base := fmt.Sprintf("-bulk=%#x", stubBase)
+	var ends []func()
 	for _, args := range [][]string{
 		{"qemu-system-x86_64", "-S", "-accel", "tcg", "-m", "64", "-display", "none", "-nodefaults", "-monitor", "none",
 			"-device", fmt.Sprintf("loader,file=%s,addr=%#x,force-raw=on", path("memory"), stubBase),
 			"-chardev", "socket,id=gdb,server=on,wait=off,path=" + path(nameStub), "-gdb", "chardev:gdb"},
-		{b.flags.client, "memory", base, "-file", path("memory"), "-listen", path(nameMemory)},
+		{b.flags.client, "memory", base, "-file", path("memory"), "-listen", path(nameMemory), "-profile", path("profile")},
 		{b.flags.client, "echo", "-listen", path(nameLimit)},
 	} {
 		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
@@ -57,10 +64,14 @@ func (b *bencher) measureStub(ctx context.Context) error {
 		if err := cmd.Start(); err != nil {
 			return err
 		}
-		defer func() {
-			_ = cmd.Process.Kill()
+		end := sync.OnceFunc(func() {
+			late := time.AfterFunc(stubPatience, func() { _ = cmd.Process.Kill() })
+			defer late.Stop()
+			_ = cmd.Process.Signal(syscall.SIGTERM)
 			_ = cmd.Wait() // by that signal
-		}()
+		})
+		defer end()
+		ends = append(ends, end)
 	}
 	for range stubRounds {
 		for _, name := range []string{nameStub, nameMemory, nameLimit} {
@@ -92,7 +103,27 @@ func (b *bencher) measureStub(ctx context.Context) error {
 			}
 		}
 	}
-	return nil
+	for _, end := range ends { // the profile is whole then
+		end()
+	}
+	b.result.Profile, err = profileTop(ctx, b.flags.client, path("profile"))
+	return err
+}
+
+// profileTop gives the functions that a profile has most of, as go tool pprof prints
+// them.
+func profileTop(ctx context.Context, program, profile string) (string, error) {
+	cmd := exec.CommandContext(ctx, "go", "tool", "pprof", "-top", "-nodecount=10", program, profile)
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("go tool pprof: %w", err)
+	}
+	i := bytes.Index(out, []byte("flat  flat%"))
+	if i < 0 {
+		return "", fmt.Errorf("go tool pprof printed no table: %.200q", out)
+	}
+	i = bytes.LastIndexByte(out[:i], '\n') + 1
+	return strings.TrimRight(string(out[i:]), "\n"), nil
 }
 
 // awaitFile waits for a socket to come up.

@@ -17,7 +17,9 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
+	"runtime/pprof"
 	"strings"
 	"syscall"
 	"time"
@@ -38,6 +40,7 @@ func main() {
 
 type options struct {
 	server, connect, listen, file string
+	profile                       string
 	exit                          int
 	work                          string
 	bench.Params
@@ -54,6 +57,7 @@ func run(args []string) error {
 	flags.StringVar(&o.connect, "connect", "", "`address` of the server: HOST:PORT or a path")
 	flags.StringVar(&o.listen, "listen", "", "`address` to listen on: HOST:PORT or a path")
 	flags.StringVar(&o.file, "file", "", "`file` to serve as memory")
+	flags.StringVar(&o.profile, "profile", "", "`file` for a CPU profile of serving memory, until SIGTERM")
 	flags.StringVar(&o.work, "work", "", "what to measure: "+strings.Join(bench.Groups(), ", "))
 	flags.Uint64Var(&o.Read.Addr, "read", 0, "`address` of what is read in small pieces, and written")
 	flags.IntVar(&o.Read.Size, "read-size", 1<<20, "its size in `bytes`")
@@ -215,22 +219,38 @@ func (o *options) attach() (r bench.Report, err error) {
 	return r, nil
 }
 
-// serve serves a file as memory at -bulk, one client after the other.
+// serve serves a file as memory at -bulk, one client after the other, until SIGTERM.
 func (o *options) serve() error {
 	data, err := os.ReadFile(o.file)
 	if err != nil {
 		return err
 	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	if o.profile != "" {
+		f, err := os.Create(o.profile)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
 	l, err := net.Listen(network(o.listen), o.listen)
 	if err != nil {
 		return err
 	}
+	context.AfterFunc(ctx, func() { l.Close() })
 	for {
 		conn, err := l.Accept()
-		if err != nil {
-			return err
+		if err == nil {
+			err = rsp.Serve(ctx, conn, &bench.Memory{Addr: o.Bulk.Addr, Data: data}, rsp.Config{})
 		}
-		err = rsp.Serve(context.Background(), conn, &bench.Memory{Addr: o.Bulk.Addr, Data: data}, rsp.Config{})
+		if ctx.Err() != nil {
+			return nil
+		}
 		if err != nil && !errors.Is(err, rsp.ErrDisconnected) {
 			return err
 		}
