@@ -4,12 +4,9 @@
 package rsp
 
 import (
-	"bytes"
+	"context"
 	"fmt"
 )
-
-// isMonitor tells whether a packet is a monitor command.
-func isMonitor(packet []byte) bool { return bytes.HasPrefix(packet, []byte("qRcmd,")) }
 
 // runMonitor handles qRcmd. The command's context ends with the connection or
 // when the client sends an interrupt.
@@ -22,7 +19,14 @@ func (s *session) runMonitor(a *arguments) error {
 	if !ok {
 		return fmt.Errorf("%w: command is not hexadecimal", errMalformed)
 	}
-	err := s.patiently(func() error { return m.Monitor(s.command, string(line), s.console) })
+	ctx, cancel := context.WithCancel(s.ctx)
+	defer cancel()
+	s.cancelCommand.Store(&cancel)
+	defer s.cancelCommand.Store(nil)
+	if s.interrupted.Load() {
+		cancel()
+	}
+	err := s.patiently(func() error { return m.Monitor(ctx, string(line), s.console) })
 	if err != nil {
 		s.console(err.Error() + "\n")
 	}

@@ -31,7 +31,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"sync"
+	"sync/atomic"
 )
 
 // Defaults of Config.
@@ -76,24 +76,25 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, t Target, cfg Config) e
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	s.ctx = ctx
-	go s.read()
+	go s.read(ctx.Done())
 	go s.wait()
-	s.waitEnd()
-	return s.end()
+	err = s.loop()
+	s.abandonWait()
+	s.closeFiles()
+	close(s.waits)
+	return err
 }
 
-// A session is one client's connection. Each of its goroutines does what is to be
-// done itself, holding mu: a packet is answered by the goroutine that has read it.
+// A session is one client's connection.
 type session struct {
 	ctx    context.Context
 	conn   io.Writer
 	target Target
 	log    *slog.Logger
 
-	reader        *Reader
-	cancelCommand context.CancelFunc // read's, as the reader is
-
-	mu sync.Mutex // guards all that follows, and the target but for its Wait
+	reader *Reader
+	events chan event
+	free   chan []byte // buffers for events
 
 	regs      *Registers
 	targetXML []byte
@@ -126,24 +127,31 @@ type session struct {
 	files       []File // that the client has open, by descriptor
 	libraryList []byte // as XML
 
-	refused    map[Place]error // breakpoints that gdb believes to be there
-	running    bool
-	actions    []Action // of the last resumption
-	talk       talk
-	cancelWait context.CancelFunc
-	waits      chan context.Context // of the target
-	stops      chan stop
-	command    context.Context // of the monitor command
+	refused       map[Place]error // breakpoints that gdb believes to be there
+	running       bool
+	actions       []Action // of the last resumption
+	talk          talk
+	cancelWait    context.CancelFunc
+	waits         chan context.Context // of the target
+	stops         chan stop
+	cancelCommand atomic.Pointer[context.CancelFunc] // of the monitor command
+	interrupted   atomic.Bool                        // an interrupt or the end was read, and not yet served
 
-	over  bool          // nothing is served any more
-	err   error         // why, if not because the client has detached
-	ended chan struct{} // closed when the client has detached or gone away
+	over bool  // the target was detached, or could not be
+	err  error // why not
 
 	args   arguments
 	out    []byte // payload of the reply
 	wire   []byte // frame of the last reply, to send again
 	ack    [1]byte
 	memory []byte
+}
+
+// An event is something that the client sent, or the end of the connection.
+type event struct {
+	kind   Kind
+	packet []byte
+	err    error
 }
 
 func newSession(conn io.ReadWriter, t Target, cfg Config) (*session, error) {
@@ -168,6 +176,8 @@ func newSession(conn io.ReadWriter, t Target, cfg Config) (*session, error) {
 		target:     t,
 		log:        cfg.Log.With("layer", "rsp"),
 		reader:     NewReader(conn, cfg.PacketSize),
+		events:     make(chan event),
+		free:       make(chan []byte, 2),
 		regs:       NewRegisters(d),
 		targetXML:  d.AppendXML(nil),
 		pc:         -1,
@@ -177,11 +187,13 @@ func newSession(conn io.ReadWriter, t Target, cfg Config) (*session, error) {
 		refused:    make(map[Place]error),
 		waits:      make(chan context.Context),
 		stops:      make(chan stop, 1),
-		ended:      make(chan struct{}),
 		talk:       talk{news: make(chan struct{}, 1)},
 	}
 	if talker, ok := t.(Talker); ok {
 		talker.SetConsole(s.talk.say)
+	}
+	for range cap(s.free) {
+		s.free <- nil
 	}
 	for i := range s.regs.Len() {
 		if s.regs.list[i].Type == "code_ptr" {
@@ -198,86 +210,74 @@ func newSession(conn io.ReadWriter, t Target, cfg Config) (*session, error) {
 	return s, nil
 }
 
-// read reads and serves what the client sends. A failed write needs no answer of its
-// own: reading sees the end of the connection too.
-func (s *session) read() {
-	var buf []byte
+// read passes on what the client sends. It reads at most one packet ahead.
+func (s *session) read(done <-chan struct{}) {
 	for {
-		kind, packet, err := s.reader.Next(buf)
-		buf = packet
-		if s.cancelCommand != nil && (err != nil || kind == Interrupt) {
-			s.cancelCommand()
+		var buf []byte
+		select {
+		case buf = <-s.free:
+		case <-done:
+			return
 		}
-		s.mu.Lock()
-		switch {
-		case s.over:
-		case err == io.EOF:
-			s.over, s.err = true, ErrDisconnected
-		case err != nil:
-			s.over, s.err = true, fmt.Errorf("%w: %w", ErrDisconnected, err)
-		case kind == Packet && isMonitor(packet):
-			// The client may interrupt it: read on meanwhile.
-			s.command, s.cancelCommand = context.WithCancel(s.ctx)
-			go func() {
-				defer s.mu.Unlock()
-				defer s.cancelCommand()
-				s.serve(kind, packet)
-			}()
-			buf = nil
-			continue
-		default:
-			s.serve(kind, packet)
+		kind, buf, err := s.reader.Next(buf)
+		if err != nil || kind == Interrupt {
+			s.interrupted.Store(true)
+			if cancel := s.cancelCommand.Load(); cancel != nil {
+				(*cancel)()
+			}
 		}
-		over := s.over
-		s.mu.Unlock()
-		if over {
-			close(s.ended)
+		select {
+		case s.events <- event{kind, buf, err}:
+		case <-done:
+			return
+		}
+		if err != nil {
 			return
 		}
 	}
 }
 
-// waitEnd waits until the session is over, or is to be. What the target has to say is
-// sent meanwhile.
-func (s *session) waitEnd() {
+// loop serves until the session ends. A failed write needs no answer of its
+// own: the read side sees the end of the connection too.
+func (s *session) loop() error {
 	for {
 		select {
 		case <-s.ctx.Done():
-			return
-		case <-s.ended:
-			return
+			return context.Cause(s.ctx)
+		case e := <-s.events:
+			if e.err != nil {
+				if err := s.ctx.Err(); err != nil {
+					return context.Cause(s.ctx)
+				}
+				if e.err == io.EOF {
+					return ErrDisconnected
+				}
+				return fmt.Errorf("%w: %w", ErrDisconnected, e.err)
+			}
+			s.serve(e)
+			s.free <- e.packet
+		case st := <-s.stops:
+			s.stopped(st)
 		case <-s.talk.news:
-			s.mu.Lock()
 			s.flushTalk()
-			s.mu.Unlock()
+		}
+		if s.over {
+			return s.err
 		}
 	}
-}
-
-// end ends the session and tells why it has.
-func (s *session) end() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.over || s.ctx.Err() != nil && errors.Is(s.err, ErrDisconnected) { // by us
-		s.over, s.err = true, context.Cause(s.ctx)
-	}
-	s.abandonWait()
-	s.closeFiles()
-	close(s.waits)
-	return s.err
 }
 
 // serve answers what the client sent.
-// Preconditions: s.mu is held.
-func (s *session) serve(kind Kind, packet []byte) {
-	switch kind {
+func (s *session) serve(e event) {
+	switch e.kind {
 	case Packet:
 		s.acknowledge('+')
-		s.logPacket("received", packet)
-		if s.handle(packet) {
+		s.logPacket("received", e.packet)
+		if s.handle(e.packet) {
 			s.send()
 		}
 	case Interrupt:
+		s.interrupted.Store(false)
 		s.log.Debug("interrupt")
 		if err := s.interrupt(); err != nil {
 			s.log.Error("interrupt the target", "err", err)

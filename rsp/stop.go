@@ -342,13 +342,6 @@ func (s *session) wait() {
 	for ctx := range s.waits {
 		reply, err := s.target.Wait(ctx)
 		s.stops <- stop{reply, err}
-		s.mu.Lock()
-		select {
-		case st := <-s.stops:
-			s.stopped(st)
-		default: // abandonWait has it
-		}
-		s.mu.Unlock()
 	}
 }
 
