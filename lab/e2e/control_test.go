@@ -279,15 +279,23 @@ func TestStepIntoKernel(t *testing.T) {
 		// All processes of that program have its code in one page.
 		c.want(fmt.Sprintf("Z0,%x,1", call), "OK")
 		entries := []uint64{symbolAddress(t, h, "entry_SYSCALL_64"), symbolAddress(t, h, "xen_entry_SYSCALL_64")}
-		for range 5 {
+		// A vCPU may be taken from the program before, and come to the same place in
+		// another.
+		const want, most = 5, 25
+		entered := 0
+		for tries := 0; entered < want; tries++ {
 			stop := c.resume("vCont;c")
 			if rip := registers(c)["rip"]; rip != call || !strings.Contains(stop, "swbreak") {
 				t.Fatalf("got stop reply %q at %#x, want a hit at %#x", stop, rip, call)
 			}
 			stop = c.resume("vCont;s:" + stopThread(t, stop))
-			if r := registers(c); !strings.HasPrefix(stop, "T05") || !slices.Contains(entries, r["rip"]) {
-				t.Fatalf("got stop reply %q at %#x to a step, want one at %#x", stop, r["rip"], entries)
+			switch rip := registers(c)["rip"]; {
+			case tries < most && rip == call && strings.Contains(stop, "swbreak"):
+				continue
+			case !strings.HasPrefix(stop, "T05") || !slices.Contains(entries, rip):
+				t.Fatalf("got stop reply %q at %#x to a step, want one at %#x", stop, rip, entries)
 			}
+			entered++
 			c.resume("vCont;s:" + stopThread(t, stop))
 		}
 		c.want(fmt.Sprintf("z0,%x,1", call), "OK")
