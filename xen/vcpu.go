@@ -25,11 +25,15 @@ const (
 // from rcx and rflags from r11.
 const EntryVectorSyscall uint32 = 0x100
 
+// TrapMasksEvents is the flag of a TrapInfo that delivers the trap with events masked
+// (TI_SET_IF).
+const TrapMasksEvents = 1 << 2
+
 // TrapInfo is an entry of a PV guest's virtual IDT: struct trap_info.
 type TrapInfo struct {
 	_       structs.HostLayout
 	Vector  uint8
-	Flags   uint8 // bits 0-1: lowest ring that may raise it; bit 2: mask events
+	Flags   uint8 // bits 0-1: lowest ring that may raise it; TrapMasksEvents
 	CS      uint16
 	_       uint32
 	Address uint64

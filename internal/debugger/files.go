@@ -93,11 +93,13 @@ func (f *kernelFiles) Libraries() ([]rsp.Library, error) {
 		return nil, nil
 	}
 	var list []rsp.Library
-	if f.frames == nil && !f.symbolised {
-		f.frames = k.FrameInfo()
-	}
-	if f.frames != nil && !f.symbolised {
-		list = append(list, rsp.Library{Name: fileName(k, framesName), Sections: []uint64{0}})
+	if !f.symbolised {
+		if f.frames == nil {
+			f.frames = k.FrameInfo()
+		}
+		if f.frames != nil {
+			list = append(list, rsp.Library{Name: fileName(k, framesName), Sections: []uint64{0}})
+		}
 	}
 	if f.mem == nil {
 		return list, nil // no vCPU sees the kernel now

@@ -14,10 +14,6 @@ import (
 // vectorCall is that of INT by which 32-bit programs call Linux.
 const vectorCall = 0x80
 
-// masksEvents is the flag of a trap table's entry whose handler begins with events
-// masked (Xen public header arch-x86/xen.h: TI_SET_IF).
-const masksEvents = 1 << 2
-
 // enterKernel makes a step of a program's vCPU that calls the kernel, if it can be
 // made so, and tells whether it has.
 func (e *redirect) enterKernel(n int) (bool, error) {
@@ -40,7 +36,7 @@ func (e *redirect) enterKernel(n int) (bool, error) {
 	case i.class == syscall:
 		call.Handler, call.Masks, call.KeepsInRC = ctx.SyscallCallback, ctx.Flags&xen.VGCFSyscallMasksEvents != 0, true
 	case i.class == gated && i.vector == vectorCall:
-		call.Handler, call.Masks = t.Address, t.Flags&masksEvents != 0
+		call.Handler, call.Masks = t.Address, t.Flags&xen.TrapMasksEvents != 0
 	}
 	if call.Handler == 0 {
 		return false, nil

@@ -17,35 +17,27 @@ const (
 )
 
 // newProgram gives a guest with a program that is about to call its kernel by code.
-func newProgram(t *testing.T, vcpus int, code ...byte) *fixture {
-	f := newFixture(t, vcpus)
+func newProgram(t *testing.T, code []byte) *fixture {
+	f := newFixture(t, 1)
 	copy(f.bytes(programAt, len(code)), code)
-	for n := range vcpus {
-		c := &f.d.VCPU(n).Context
-		c.SyscallCallback = entryAt
-		c.Traps[0x80] = xen.TrapInfo{Vector: 0x80, Flags: 3, CS: 0xe033, Address: entryAt}
-	}
-	f.program(0)
-	return f
-}
-
-// program puts a vCPU to where its program is about to call.
-func (f *fixture) program(n int) {
-	c := &f.d.VCPU(n).Context
+	c := &f.d.VCPU(0).Context
+	c.SyscallCallback = entryAt
+	c.Traps[0x80] = xen.TrapInfo{Vector: 0x80, Flags: 3, CS: 0xe033, Address: entryAt}
 	c.RIP, c.Flags, c.R11 = programAt, c.Flags&^xen.VGCFInKernel, 0x77
+	return f
 }
 
 // calls are the instructions by which a program calls its kernel.
 var calls = map[string][]byte{"syscall": {0x0f, 0x05}, "int 0x80": {0xcd, 0x80}}
 
-// checkEntered checks that a vCPU has come to the kernel, which will find nothing of
+// checkEntered checks that the vCPU has come to the kernel, which will find nothing of
 // the step.
-func (f *fixture) checkEntered(g *guest.Guest, n int, stops []Stop) {
+func (f *fixture) checkEntered(g *guest.Guest, stops []Stop) {
 	f.t.Helper()
-	if diff := cmp.Diff([]Stop{{VCPU: n, Trap: Debug, DR6: DR6BS}}, stops); diff != "" {
+	if diff := cmp.Diff([]Stop{{VCPU: 0, Trap: Debug, DR6: DR6BS}}, stops); diff != "" {
 		f.t.Fatalf("stops (-want +got):\n%s", diff)
 	}
-	r, err := g.Registers(n)
+	r, err := g.Registers(0)
 	if check(f.t, r, err); r.RIP != entryAt || r.RFLAGS&x86.RFLAGSTF != 0 || r.R11&x86.RFLAGSTF != 0 || r.DR6 != 0xffff0ff0 {
 		f.t.Errorf("got rip %#x, rflags %#x, r11 %#x, dr6 %#x", r.RIP, r.RFLAGS, r.R11, r.DR6)
 	}
@@ -61,7 +53,7 @@ func (f *fixture) checkEntered(g *guest.Guest, n int, stops []Stop) {
 func TestRedirectStepIntoKernel(t *testing.T) {
 	for name, code := range calls {
 		t.Run(name, func(t *testing.T) {
-			f := newProgram(t, 1, code...)
+			f := newProgram(t, code)
 			g, e := f.start()
 			// It comes from a breakpoint, as it mostly does.
 			plant, err := g.Plant(0, programAt, []byte{guest.Int3})
@@ -72,7 +64,7 @@ func TestRedirectStepIntoKernel(t *testing.T) {
 			if err := g.Unplant(plant); err != nil {
 				t.Fatal(err)
 			}
-			f.checkEntered(g, 0, f.goOn(e, 0, Step))
+			f.checkEntered(g, f.goOn(e, 0, Step))
 			for i := range uint64(3) {
 				stops := f.goOn(e, 4, Step)
 				r, err := g.Registers(0)

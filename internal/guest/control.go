@@ -17,10 +17,6 @@ const (
 	vectorInt3  = 3
 )
 
-// trapMasksEvents is the flag of a trap table's entry that delivers the trap
-// with events masked (Xen public header arch-x86/xen.h, struct trap_info).
-const trapMasksEvents = 1 << 2
-
 // Hold takes a vCPU off, so that it stands still while others run. To the guest's
 // kernel it looks as if it got no time.
 // Preconditions: the guest is paused.
@@ -139,7 +135,7 @@ func (g *Guest) RedirectTraps(n int) error {
 	old1, old3 := &c.ctx.Traps[vectorDebug], &c.ctx.Traps[vectorInt3]
 	g.ledger.setTraps(n, *old1, *old3)
 	for _, t := range []*xen.TrapInfo{old1, old3} {
-		t.Flags |= trapMasksEvents
+		t.Flags |= xen.TrapMasksEvents
 	}
 	old1.Address, old3.Address = SpotOf(g.parking.spot, vectorDebug), SpotOf(g.parking.spot, vectorInt3)
 	return g.setState(n, c)

@@ -34,6 +34,12 @@ type view struct {
 	user   root // for the lower half
 }
 
+// ofKernel gives how the vCPU's kernel sees memory.
+func (v view) ofKernel() view {
+	v.user = v.kernel
+	return v
+}
+
 // root is where a walk starts, in the kind of frame that the guest has.
 type root = x86.Root[uint64]
 

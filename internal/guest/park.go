@@ -145,8 +145,7 @@ func (g *Guest) sendBack(n int, c *vcpu) (xen.VCPUContext, error) {
 		g.ledger.setSoftTrap(n, s)
 		return ctx, nil
 	}
-	kernel := c.view
-	kernel.user = kernel.kernel
+	kernel := c.view.ofKernel()
 	cs := p.cs
 	if ctx.CS|3 != uint16(p.cs)|3 { // the client has chosen another
 		cs = uint64(ctx.CS)
@@ -206,8 +205,7 @@ func (g *Guest) PassTrap(n int, hideTF bool) error {
 		handler = int3
 	}
 	if hideTF {
-		kernel := c.view
-		kernel.user = kernel.kernel
+		kernel := c.view.ofKernel()
 		var w [8]byte
 		at := p.frame + 8*4 // rflags
 		if _, err := g.mem.read(&kernel, at, w[:]); err != nil {
@@ -263,8 +261,7 @@ func (g *Guest) EnterKernel(n int, call Call) (done bool, err error) {
 	for i, w := range [trapWords]uint64{ctx.RCX, ctx.R11, rip, p.cs, rflags, ctx.RSP, uint64(ctx.SS)} {
 		binary.LittleEndian.PutUint64(mem[8*i:], w)
 	}
-	kernel := c.view
-	kernel.user = kernel.kernel
+	kernel := c.view.ofKernel()
 	if err := g.mem.write(&kernel, frame, mem[:]); err != nil {
 		return false, err
 	}
@@ -296,7 +293,7 @@ func (g *Guest) StartTrap(n int, vector uint8, at uint64, soft uint8) error {
 	g.ledger.setSoftTrap(n, softTrap{at: at, vector: soft, rip: c.ctx.RIP})
 	for _, v := range softEntries(soft) {
 		c.ctx.Traps[v] = xen.TrapInfo{
-			Vector: v, Flags: 3 | trapMasksEvents, CS: c.ctx.Traps[vector].CS,
+			Vector: v, Flags: 3 | xen.TrapMasksEvents, CS: c.ctx.Traps[vector].CS,
 			Address: SpotOf(g.parking.spot, vector),
 		}
 	}
@@ -342,8 +339,7 @@ func (g *Guest) FinishTrap(n int, hideTF bool) error {
 		return err
 	}
 	s := g.ledger.softTrap(n)
-	kernel := c.view
-	kernel.user = kernel.kernel
+	kernel := c.view.ofKernel()
 	if err := g.mem.write(&kernel, c.parked.frame+8*2, binary.LittleEndian.AppendUint64(nil, s.rip)); err != nil {
 		return err
 	}
