@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"encoding/hex"
-	"fmt"
 	"math/rand/v2"
 	"regexp"
 	"slices"
@@ -98,55 +97,47 @@ func parseStacks(t *testing.T, h *lab.Host, printed string) []printedStack {
 // symbol file has it. The guest runs on.
 func TestBacktraceCommand(t *testing.T) {
 	const times = 20
-	for _, release := range labtest.Releases() {
-		for _, kind := range []lab.Kind{lab.PV, lab.PVH} {
-			t.Run(fmt.Sprintf("%s on %s", kind, release), func(t *testing.T) {
-				cfg := machine
-				cfg.Release = release
-				h := host(t, cfg)
-				g := labtest.Guest(t, h, lab.GuestConfig{Kind: kind, Cmdline: "work=load"})
-				ticks(t, g)
-				seen := map[string]bool{}
-				stacks, whole := 0, 0
-				check := func(printed string) {
-					t.Helper()
-					for _, s := range parseStacks(t, h, printed) {
-						stacks++
-						if s.whole() {
-							whole++
-						} else {
-							t.Errorf("vCPU %d: the stack is not whole:\n%s", s.vcpu, s.text)
-						}
-						for _, name := range s.frames {
-							seen[name] = true
-						}
-					}
+	eachLinux(t, lab.GuestConfig{Cmdline: "work=load"}, func(t *testing.T, h *lab.Host, g *lab.Guest) {
+		ticks(t, g)
+		seen := map[string]bool{}
+		stacks, whole := 0, 0
+		check := func(printed string) {
+			t.Helper()
+			for _, s := range parseStacks(t, h, printed) {
+				stacks++
+				if s.whole() {
+					whole++
+				} else {
+					t.Errorf("vCPU %d: the stack is not whole:\n%s", s.vcpu, s.text)
 				}
-				for range times {
-					check(labtest.Output(t, h, "gdbserver-xen bt "+g.Name()))
+				for _, name := range s.frames {
+					seen[name] = true
 				}
-				if paused(t, h, g) {
-					t.Error("the guest is paused")
-				}
-				// The same, for a debugger, which finds the kernel once.
-				s := attach(t, h, g)
-				c := s.dial()
-				stops := scaled(t, 100, 1000)
-				for range stops {
-					c.interruptAfter(time.Duration(rand.IntN(30)) * time.Millisecond)
-					check(c.monitor("bt"))
-				}
-				if want := (times + stops) * g.Config().VCPUs; stacks != want {
-					t.Errorf("got %d stacks, want %d", stacks, want)
-				}
-				t.Logf("%d of %d stacks are whole, with %d functions", whole, stacks, len(seen))
-				c.want("D", "OK")
-				s.exit()
-				ticks(t, g)
-				healthy(t, g)
-			})
+			}
 		}
-	}
+		for range times {
+			check(labtest.Output(t, h, "gdbserver-xen bt "+g.Name()))
+		}
+		if paused(t, h, g) {
+			t.Error("the guest is paused")
+		}
+		// The same, for a debugger, which finds the kernel once.
+		s := attach(t, h, g)
+		c := s.dial()
+		stops := scaled(t, 100, 1000)
+		for range stops {
+			c.interruptAfter(time.Duration(rand.IntN(30)) * time.Millisecond)
+			check(c.monitor("bt"))
+		}
+		if want := (times + stops) * g.Config().VCPUs; stacks != want {
+			t.Errorf("got %d stacks, want %d", stacks, want)
+		}
+		t.Logf("%d of %d stacks are whole, with %d functions", whole, stacks, len(seen))
+		c.want("D", "OK")
+		s.exit()
+		ticks(t, g)
+		healthy(t, g)
+	})
 }
 
 // monitor runs a monitor command.

@@ -33,6 +33,15 @@ func eachControlled(t *testing.T, guest lab.GuestConfig, test func(t *testing.T,
 			healthy(t, g)
 		})
 	}
+	eachKind(run)
+	// A third host takes its time: it is for one test, or for the whole matrix.
+	if t.Name() == "TestRunControl" || os.Getenv(labtest.EnvAll) == "1" {
+		run("pv by gdbsx", debuggable, lab.PV)
+	}
+}
+
+// eachKind runs something for each kind of guest on each release of Xen, by a name.
+func eachKind(run func(name string, cfg lab.Config, kind lab.Kind)) {
 	for _, release := range labtest.Releases() {
 		for _, kind := range controlled {
 			cfg := machine
@@ -40,10 +49,18 @@ func eachControlled(t *testing.T, guest lab.GuestConfig, test func(t *testing.T,
 			run(fmt.Sprintf("%s on %s", kind, release), cfg, kind)
 		}
 	}
-	// A third host takes its time: it is for one test, or for the whole matrix.
-	if t.Name() == "TestRunControl" || os.Getenv(labtest.EnvAll) == "1" {
-		run("pv by gdbsx", debuggable, lab.PV)
-	}
+}
+
+// eachLinux runs a test on each kind of guest on each release of Xen, whose Linux is
+// its own.
+func eachLinux(t *testing.T, guest lab.GuestConfig, test func(t *testing.T, h *lab.Host, g *lab.Guest)) {
+	eachKind(func(name string, cfg lab.Config, kind lab.Kind) {
+		t.Run(name, func(t *testing.T) {
+			h := host(t, cfg)
+			guest.Kind = kind
+			test(t, h, labtest.Guest(t, h, guest))
+		})
+	})
 }
 
 // debuggable is a host whose hypervisor has the calls of gdbsx.

@@ -23,44 +23,36 @@ import (
 // gdb without a file has the guest's kernel by name: in stacks, as what is at an
 // address, to break at, and in code that it disassembles. It has its types, too.
 func TestGDBWithoutFile(t *testing.T) {
-	for _, release := range labtest.Releases() {
-		for _, kind := range controlled {
-			t.Run(fmt.Sprintf("%s on %s", kind, release), func(t *testing.T) {
-				cfg := machine
-				cfg.Release = release
-				h := host(t, cfg)
-				g := labtest.Guest(t, h, lab.GuestConfig{Kind: kind, MemoryMB: 128, Cmdline: "work=kernel"})
-				s := attach(t, h, g)
-				handler := symbolAddress(t, h, "hrtimer_nanosleep")
-				out := s.gdb("-ex", "thread apply all bt", "-ex", fmt.Sprintf("info symbol %#x", handler+3),
-					"-ex", "p/x &jiffies_64", "-ex", "x/s &linux_banner",
-					"-ex", "ptype struct list_head", "-ex", "p ((struct task_struct *)&init_task)->comm",
-					"-ex", "p ((struct task_struct *)&init_task)->tasks.next->prev == &((struct task_struct *)&init_task)->tasks",
-					"-ex", "p (enum pid_type)1", "-ex", "whatis hrtimer_nanosleep", "-ex", "whatis &runqueues",
-					"-ex", "break hrtimer_nanosleep", "-ex", "continue", "-ex", "bt", "-ex", "x/2i $pc",
-					"-ex", "delete", "-ex", "finish", "-ex", "info os", "-ex", "info os processes", "-ex", "info os modules", "-ex", "detach")
-				s.exit()
-				checkGDBStacks(t, out, g.Config().VCPUs)
-				expect(t, out,
-					`(?m)^hrtimer_nanosleep \+ 3 in section \.text`,
-					fmt.Sprintf(`(?m)^\$1 = %#x$`, symbolAddress(t, h, "jiffies_64")),
-					`<linux_banner>:\s+"Linux version `+regexp.QuoteMeta(h.KernelRelease()),
-					`(?m)^type = struct list_head \{\n    struct list_head \*next;\n    struct list_head \*prev;\n\}$`,
-					`(?m)^\$2 = "swapper/0`, `(?m)^\$3 = 1$`, `(?m)^\$4 = PIDTYPE_TGID$`,
-					`(?m)^type = long \(.*clockid_t\)$`, `(?m)^type = (struct rq|<variable .*no debug info>) \*$`, // Linux 5.10 describes no variables
-					`hit Breakpoint 1, 0x[0-9a-f]+ in hrtimer_nanosleep \(\)`,
-					`(?m)^#0 .* hrtimer_nanosleep \(\)\n(#.*\n)+#\d+ .* entry_SYSCALL_64\w* \(\)$`,
-					`(?m)^=> 0x[0-9a-f]+ <hrtimer_nanosleep(\+\d+)?>:`,
-					`(?m)^Value returned is \$5 = 0$`,
-					`(?m)^processes +Tasks`,
-					`(?m)^pid +tid +ppid +state +cpu +command`,
-					`(?m)^2 .*\[kthreadd\]`,
-					`detached`)
-				ticks(t, g)
-				healthy(t, g)
-			})
-		}
-	}
+	eachLinux(t, lab.GuestConfig{MemoryMB: 128, Cmdline: "work=kernel"}, func(t *testing.T, h *lab.Host, g *lab.Guest) {
+		s := attach(t, h, g)
+		handler := symbolAddress(t, h, "hrtimer_nanosleep")
+		out := s.gdb("-ex", "thread apply all bt", "-ex", fmt.Sprintf("info symbol %#x", handler+3),
+			"-ex", "p/x &jiffies_64", "-ex", "x/s &linux_banner",
+			"-ex", "ptype struct list_head", "-ex", "p ((struct task_struct *)&init_task)->comm",
+			"-ex", "p ((struct task_struct *)&init_task)->tasks.next->prev == &((struct task_struct *)&init_task)->tasks",
+			"-ex", "p (enum pid_type)1", "-ex", "whatis hrtimer_nanosleep", "-ex", "whatis &runqueues",
+			"-ex", "break hrtimer_nanosleep", "-ex", "continue", "-ex", "bt", "-ex", "x/2i $pc",
+			"-ex", "delete", "-ex", "finish", "-ex", "info os", "-ex", "info os processes", "-ex", "info os modules", "-ex", "detach")
+		s.exit()
+		checkGDBStacks(t, out, g.Config().VCPUs)
+		expect(t, out,
+			`(?m)^hrtimer_nanosleep \+ 3 in section \.text`,
+			fmt.Sprintf(`(?m)^\$1 = %#x$`, symbolAddress(t, h, "jiffies_64")),
+			`<linux_banner>:\s+"Linux version `+regexp.QuoteMeta(h.KernelRelease()),
+			`(?m)^type = struct list_head \{\n    struct list_head \*next;\n    struct list_head \*prev;\n\}$`,
+			`(?m)^\$2 = "swapper/0`, `(?m)^\$3 = 1$`, `(?m)^\$4 = PIDTYPE_TGID$`,
+			`(?m)^type = long \(.*clockid_t\)$`, `(?m)^type = (struct rq|<variable .*no debug info>) \*$`, // Linux 5.10 describes no variables
+			`hit Breakpoint 1, 0x[0-9a-f]+ in hrtimer_nanosleep \(\)`,
+			`(?m)^#0 .* hrtimer_nanosleep \(\)\n(#.*\n)+#\d+ .* entry_SYSCALL_64\w* \(\)$`,
+			`(?m)^=> 0x[0-9a-f]+ <hrtimer_nanosleep(\+\d+)?>:`,
+			`(?m)^Value returned is \$5 = 0$`,
+			`(?m)^processes +Tasks`,
+			`(?m)^pid +tid +ppid +state +cpu +command`,
+			`(?m)^2 .*\[kthreadd\]`,
+			`detached`)
+		ticks(t, g)
+		healthy(t, g)
+	})
 }
 
 // Idle vCPUs of a PV guest, which are in the hypercall page, have whole stacks: without

@@ -121,73 +121,65 @@ var busyTelling = regexp.MustCompile(`^\[(khvcd|rcu_preempt|rcu_sched)\]$`)
 // may move and come back.
 func TestToldByGuest(t *testing.T) {
 	const times = 3
-	for _, release := range labtest.Releases() {
-		for _, kind := range controlled {
-			t.Run(fmt.Sprintf("%s on %s", kind, release), func(t *testing.T) {
-				cfg := machine
-				cfg.Release = release
-				h := host(t, cfg)
-				g := labtest.Guest(t, h, lab.GuestConfig{Kind: kind, MemoryMB: 128, Cmdline: "work=modules"})
-				said := func(command string) string { return labtest.Output(t, h, "gdbserver-xen "+command+" "+g.Name()) }
-				first, end := symbolAddress(t, h, "__sched_text_start"), symbolAddress(t, h, "__sched_text_end")
+	eachLinux(t, lab.GuestConfig{MemoryMB: 128, Cmdline: "work=modules"}, func(t *testing.T, h *lab.Host, g *lab.Guest) {
+		said := func(command string) string { return labtest.Output(t, h, "gdbserver-xen "+command+" "+g.Name()) }
+		first, end := symbolAddress(t, h, "__sched_text_start"), symbolAddress(t, h, "__sched_text_end")
 
-				ps, stacks := said("ps"), parseTaskStacks(said("bt --tasks"), first, end)
-				from := len(g.Console())
-				var all []told
-				for deadline := time.Now().Add(2 * time.Minute); len(all) < times; all = parseTold(g.Console(), from) {
-					if time.Now().After(deadline) {
-						t.Fatalf("the guest has told %d times, want %d", len(all), times)
-					}
-					ticks(t, g)
-				}
-				psAfter, stacksAfter := said("ps"), parseTaskStacks(said("bt --tasks"), first, end)
-
-				checkModules(t, said("lsmod"), all[0].modules)
-				still, same := 0, 0
-				for _, line := range printedPS.FindAllStringSubmatch(ps, -1) {
-					id, _ := strconv.Atoi(line[2])
-					if id == 1 || busyTelling.MatchString(line[6]) {
-						delete(stacks, id)
-						continue
-					}
-					if !strings.Contains(psAfter, line[0]+"\n") {
-						continue
-					}
-					still++
-					if slices.ContainsFunc(all, func(one told) bool { return one.tasks[id] != nil && sameTask(line, one.tasks[id]) }) {
-						same++
-					} else {
-						t.Errorf("ps prints %q, the guest has %+v", line[0], all[0].tasks[id])
-					}
-				}
-				t.Logf("ps: %d tasks stand still, %d are as the guest says", still, same)
-				if still < 40 {
-					t.Errorf("only %d tasks stand still:\n%s", still, ps)
-				}
-				still, same = 0, 0
-				inModule := false
-				for id, stack := range stacks {
-					if len(stack) == 0 || !slices.Equal(stack, stacksAfter[id]) {
-						continue
-					}
-					still++
-					inModule = inModule || strings.HasSuffix(stack[0], "[pktgen]")
-					if slices.ContainsFunc(all, func(one told) bool { return one.tasks[id] != nil && slices.Equal(one.tasks[id].stack, stack) }) {
-						same++
-					} else {
-						t.Errorf("the stack of task %d is %q, the guest has %+v", id, stack, all[0].tasks[id])
-					}
-				}
-				t.Logf("bt --tasks: %d stacks stand still, %d (%.1f %%) are as the guest says, with all functions and offsets",
-					still, same, 100*float64(same)/float64(max(still, 1)))
-				if still < 40 || !inModule {
-					t.Errorf("only %d stacks stand still; one is in a module: %v", still, inModule)
-				}
-				ticks(t, g)
-				healthy(t, g)
-			})
+		ps, stacks := said("ps"), parseTaskStacks(said("bt --tasks"), first, end)
+		from := len(g.Console())
+		var all []told
+		for deadline := time.Now().Add(2 * time.Minute); len(all) < times; all = parseTold(g.Console(), from) {
+			if time.Now().After(deadline) {
+				t.Fatalf("the guest has told %d times, want %d", len(all), times)
+			}
+			ticks(t, g)
 		}
-	}
+		psAfter, stacksAfter := said("ps"), parseTaskStacks(said("bt --tasks"), first, end)
+
+		checkModules(t, said("lsmod"), all[0].modules)
+		still, same := 0, 0
+		for _, line := range printedPS.FindAllStringSubmatch(ps, -1) {
+			id, _ := strconv.Atoi(line[2])
+			if id == 1 || busyTelling.MatchString(line[6]) {
+				delete(stacks, id)
+				continue
+			}
+			if !strings.Contains(psAfter, line[0]+"\n") {
+				continue
+			}
+			still++
+			if slices.ContainsFunc(all, func(one told) bool { return one.tasks[id] != nil && sameTask(line, one.tasks[id]) }) {
+				same++
+			} else {
+				t.Errorf("ps prints %q, the guest has %+v", line[0], all[0].tasks[id])
+			}
+		}
+		t.Logf("ps: %d tasks stand still, %d are as the guest says", still, same)
+		if still < 40 {
+			t.Errorf("only %d tasks stand still:\n%s", still, ps)
+		}
+		still, same = 0, 0
+		inModule := false
+		for id, stack := range stacks {
+			if len(stack) == 0 || !slices.Equal(stack, stacksAfter[id]) {
+				continue
+			}
+			still++
+			inModule = inModule || strings.HasSuffix(stack[0], "[pktgen]")
+			if slices.ContainsFunc(all, func(one told) bool { return one.tasks[id] != nil && slices.Equal(one.tasks[id].stack, stack) }) {
+				same++
+			} else {
+				t.Errorf("the stack of task %d is %q, the guest has %+v", id, stack, all[0].tasks[id])
+			}
+		}
+		t.Logf("bt --tasks: %d stacks stand still, %d (%.1f %%) are as the guest says, with all functions and offsets",
+			still, same, 100*float64(same)/float64(max(still, 1)))
+		if still < 40 || !inModule {
+			t.Errorf("only %d stacks stand still; one is in a module: %v", still, inModule)
+		}
+		ticks(t, g)
+		healthy(t, g)
+	})
 }
 
 // checkModules compares what lsmod prints with lines of /proc/modules.
@@ -210,46 +202,38 @@ func checkModules(t *testing.T, printed string, want []string) {
 // gdb has a guest's modules as libraries, with their names and how to unwind them,
 // without a file and with the kernel's own.
 func TestGDBModules(t *testing.T) {
-	for _, release := range labtest.Releases() {
-		for _, kind := range controlled {
-			t.Run(fmt.Sprintf("%s on %s", kind, release), func(t *testing.T) {
-				cfg := machine
-				cfg.Release = release
-				h := host(t, cfg)
-				g := labtest.Guest(t, h, lab.GuestConfig{Kind: kind, MemoryMB: 128, Cmdline: "work=modules"})
-				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-				defer cancel()
-				if err := g.WaitTick(ctx, 5); err != nil {
-					t.Fatal(err)
+	eachLinux(t, lab.GuestConfig{MemoryMB: 128, Cmdline: "work=modules"}, func(t *testing.T, h *lab.Host, g *lab.Guest) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := g.WaitTick(ctx, 5); err != nil {
+			t.Fatal(err)
+		}
+		all := parseTold(g.Console(), 0)
+		if len(all) == 0 || len(all[0].modules) != 3 {
+			t.Fatalf("the guest has told %+v", all)
+		}
+		for name, args := range map[string][]string{"no file": nil, "symbol file": {symbols(t, h)}} {
+			t.Run(name, func(t *testing.T) {
+				s := attach(t, h, g)
+				begin := time.Now()
+				out := s.gdb(append([]string{"-ex", "info sharedlibrary", "-ex", "break pgctrl_show", "-ex", "continue",
+					"-ex", "bt", "-ex", "info symbol $pc", "-ex", "x/2i $pc", "-ex", "monitor bt", "-ex", "detach"}, args...)...)
+				s.exit()
+				for _, module := range all[0].modules {
+					f := strings.Fields(module)
+					expect(t, out, fmt.Sprintf(`(?m)^%s .* target:/gdbserver-xen/\S+/%s\.ko$`, f[5], f[0]))
 				}
-				all := parseTold(g.Console(), 0)
-				if len(all) == 0 || len(all[0].modules) != 3 {
-					t.Fatalf("the guest has told %+v", all)
-				}
-				for name, args := range map[string][]string{"no file": nil, "symbol file": {symbols(t, h)}} {
-					t.Run(name, func(t *testing.T) {
-						s := attach(t, h, g)
-						begin := time.Now()
-						out := s.gdb(append([]string{"-ex", "info sharedlibrary", "-ex", "break pgctrl_show", "-ex", "continue",
-							"-ex", "bt", "-ex", "info symbol $pc", "-ex", "x/2i $pc", "-ex", "monitor bt", "-ex", "detach"}, args...)...)
-						s.exit()
-						for _, module := range all[0].modules {
-							f := strings.Fields(module)
-							expect(t, out, fmt.Sprintf(`(?m)^%s .* target:/gdbserver-xen/\S+/%s\.ko$`, f[5], f[0]))
-						}
-						expect(t, out,
-							`hit Breakpoint 1, 0x[0-9a-f]+ in pgctrl_show \(\)`,
-							`(?m)^#0 .* pgctrl_show \(\) from target:\S+/pktgen\.ko\n#1 .* seq_read_iter \(.*\n(#.*\n)+#\d+ .* entry_SYSCALL_64\w* \(\)`,
-							`(?m)^pgctrl_show( \+ \d+)? in section \.text of target:\S+/pktgen\.ko$`,
-							`(?m)^=> 0x[0-9a-f]+ <pgctrl_show(\+\d+)?>:`,
-							`(?m)^#0 +0x[0-9a-f]+ pgctrl_show\+0x[0-9a-f]+ \[pktgen\]$`,
-							`detached`)
-						t.Logf("gdb took %.1f s", time.Since(begin).Seconds())
-					})
-				}
-				ticks(t, g)
-				healthy(t, g)
+				expect(t, out,
+					`hit Breakpoint 1, 0x[0-9a-f]+ in pgctrl_show \(\)`,
+					`(?m)^#0 .* pgctrl_show \(\) from target:\S+/pktgen\.ko\n#1 .* seq_read_iter \(.*\n(#.*\n)+#\d+ .* entry_SYSCALL_64\w* \(\)`,
+					`(?m)^pgctrl_show( \+ \d+)? in section \.text of target:\S+/pktgen\.ko$`,
+					`(?m)^=> 0x[0-9a-f]+ <pgctrl_show(\+\d+)?>:`,
+					`(?m)^#0 +0x[0-9a-f]+ pgctrl_show\+0x[0-9a-f]+ \[pktgen\]$`,
+					`detached`)
+				t.Logf("gdb took %.1f s", time.Since(begin).Seconds())
 			})
 		}
-	}
+		ticks(t, g)
+		healthy(t, g)
+	})
 }
