@@ -5,6 +5,7 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -16,6 +17,7 @@ import (
 
 	"gdbserver-xen/lab"
 	"gdbserver-xen/lab/labtest"
+	"gdbserver-xen/xen"
 )
 
 // scaled gives how often to do something: less than what was asked for, unless
@@ -92,6 +94,7 @@ func TestKilledInRunControl(t *testing.T) {
 	guest.Cmdline = strings.Replace(guest.Cmdline, "work=load", "work=sleep", 1) // it is to tick after each
 	eachControlled(t, guest, func(t *testing.T, h *lab.Host, g *lab.Guest) {
 		at := symbolAddress(t, h, "hrtimer_nanosleep")
+		traps := trapsOf(t, g)
 		var before snapshot
 		for round := range rounds {
 			s := attach(t, h, g)
@@ -138,8 +141,39 @@ func TestKilledInRunControl(t *testing.T) {
 		}
 		c.want("D", "OK")
 		s.exit()
+		for n, now := range trapsOf(t, g) {
+			if now != traps[n] {
+				t.Errorf("traps of vCPU %d are\n%v, were\n%v", n, now, traps[n])
+			}
+		}
 		t.Logf("%d of %d", rounds, rounds)
 	})
+}
+
+// vcpuTraps is what decides where a vCPU traps to, and when.
+type vcpuTraps struct {
+	table [256]xen.TrapInfo
+	debug [5]uint64 // DR0 to DR3 and DR7
+}
+
+// trapsOf gives the traps of a guest's vCPUs by a witness that knows nothing of the
+// server: xl dump-core.
+func trapsOf(t *testing.T, g *lab.Guest) []vcpuTraps {
+	t.Helper()
+	core := dumpCore(t, g)
+	traps := make([]vcpuTraps, g.Config().VCPUs)
+	for n := range traps {
+		b, err := core.VCPUContext(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ctx xen.VCPUContext
+		if _, err := binary.Decode(b, binary.LittleEndian, &ctx); err != nil {
+			t.Fatalf("vCPU %d: %v", n, err)
+		}
+		traps[n] = vcpuTraps{ctx.Traps, [5]uint64(append(ctx.DebugRegs[:4:4], ctx.DebugRegs[7]))}
+	}
+	return traps
 }
 
 // snapshot is what a guest must have back.
