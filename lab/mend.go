@@ -13,6 +13,10 @@ package lab
 //     that VMRUN and an exit load, and does no more (helper_vmrun and do_vmexit in
 //     target/i386/tcg/sysemu/svm_helper.c), where MOV to DR7 arms what it enables
 //     (section 15.5.1: VMRUN loads DR7).
+//   - a hit of a breakpoint that is gone is forgotten, as when the hypervisor has
+//     loaded other debug registers before the instruction that hit it was done. QEMU
+//     takes it for one of its own gdb stub (breakpoint_handler in
+//     target/i386/tcg/sysemu/bpt_helper.c), and crashes if that is not in use.
 
 import (
 	"bytes"
@@ -97,7 +101,7 @@ func mendQEMU(file []byte) error {
 			p.address[s.Name] = s.Value
 		}
 	}
-	if err := errors.Join(p.mendInt3(), p.mendDR7()); err != nil {
+	if err := errors.Join(p.mendInt3(), p.mendDR7(), p.mendGone()); err != nil {
 		return err
 	}
 	copy(file, mended)
@@ -198,5 +202,35 @@ func (p *program) mendDR7() error {
 	}
 	arguments := []byte{0x48, 0x89, 0xdf, 0x89, 0xc6} // mov %rbx,%rdi; mov %eax,%esi
 	copy(p.code[room:], append(arguments, goTo(jump, room+len(arguments), update)...))
+	return nil
+}
+
+// mendGone has breakpoint_handler go on with the guest where it has found nothing to
+// tell it: it would return then.
+func (p *program) mendGone() error {
+	handler, err1 := p.function("breakpoint_handler")
+	goOn, err2 := p.function("cpu_loop_exit_noexc")
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	const size = 0x7f // of what is looked at, for short jumps
+	isGuests := []byte{
+		0xf6, 0x42, 0x1c, 0x20, // testb $BP_CPU,0x1c(%rdx)
+		0x75, 0x04, // jne over the next two
+		0x5b, 0xc3, // pop %rbx; ret
+	}
+	returns := p.find(handler, handler+size, isGuests, func([]byte, int) bool { return true })
+	if len(returns) != 1 {
+		return fmt.Errorf("%w: %d checks for whose a watchpoint is", errNotMended, len(returns))
+	}
+	argument := []byte{0x48, 0x89, 0xdf} // mov %rbx,%rdi
+	goesOn := p.find(returns[0], handler+size, argument, func(code []byte, at int) bool { return calls(code, at+len(argument), goOn) })
+	if len(goesOn) != 1 {
+		return fmt.Errorf("%w: breakpoint_handler goes on at %d places", errNotMended, len(goesOn))
+	}
+	const jumpNear = 0xeb
+	branch := p.code[returns[0]+4:]
+	branch[0] = jumpNear // all watchpoints are the guest's
+	branch[2], branch[3] = jumpNear, byte(goesOn[0]-(returns[0]+len(isGuests)))
 	return nil
 }
