@@ -17,6 +17,10 @@ package lab
 //     loaded other debug registers before the instruction that hit it was done. QEMU
 //     takes it for one of its own gdb stub (breakpoint_handler in
 //     target/i386/tcg/sysemu/bpt_helper.c), and crashes if that is not in use.
+//   - an interrupt that VMRUN injects is delivered once. QEMU notes it as an
+//     exception to come, too, when it has delivered it (helper_vmrun): if the thread
+//     of that CPU is woken right then, the guest gets it again, with interrupts
+//     disabled.
 
 import (
 	"bytes"
@@ -101,7 +105,7 @@ func mendQEMU(file []byte) error {
 			p.address[s.Name] = s.Value
 		}
 	}
-	if err := errors.Join(p.mendInt3(), p.mendDR7(), p.mendGone()); err != nil {
+	if err := errors.Join(p.mendInt3(), p.mendDR7(), p.mendGone(), p.mendInjected()); err != nil {
 		return err
 	}
 	copy(file, mended)
@@ -232,5 +236,29 @@ func (p *program) mendGone() error {
 	branch := p.code[returns[0]+4:]
 	branch[0] = jumpNear // all watchpoints are the guest's
 	branch[2], branch[3] = jumpNear, byte(goesOn[0]-(returns[0]+len(isGuests)))
+	return nil
+}
+
+// mendInjected has VMRUN not note what it injects as an exception: the call
+// do_interrupt_x86_hardirq(env, vector, 1) is all that is to be done.
+func (p *program) mendInjected() error {
+	deliver, err1 := p.function("do_interrupt_x86_hardirq")
+	first, err2 := p.function("cpu_svm_check_intercept_param") // is before helper_vmrun
+	exit, err3 := p.function("do_vmexit")                      // is behind it
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return err
+	}
+	sites := p.find(first, exit, []byte{call}, func(code []byte, at int) bool { return calls(code, at, deliver) })
+	if len(sites) != 1 {
+		return fmt.Errorf("%w: VMRUN delivers at %d places", errNotMended, len(sites))
+	}
+	const near = 0x40
+	note := []byte{0x89, 0xb3} // mov %esi,exception_index(%rbx), which is before env
+	isBefore := func(code []byte, at int) bool { return int32(binary.LittleEndian.Uint32(code[at+len(note):])) < 0 }
+	notes := p.find(sites[0]-near, sites[0], note, isBefore)
+	if len(notes) != 1 {
+		return fmt.Errorf("%w: VMRUN notes what it delivers at %d places", errNotMended, len(notes))
+	}
+	copy(p.code[notes[0]:], []byte{0x66, 0x0f, 0x1f, 0x44, 0, 0}) // nop
 	return nil
 }
