@@ -39,6 +39,8 @@ type redirect struct {
 	dr6     []uint64        // by vCPU: as it was resumed with
 	ctx     xen.VCPUContext // for polling
 
+	lookedAfter time.Time // when the domain was last asked whether it has shut down
+
 	// What differs where this is a part of the engine gdbsx.
 	number uint32                                       // in the ledger
 	pass   func(n int, vector uint8, hideTF bool) error // gives the guest a trap of its own
@@ -346,6 +348,11 @@ func (e *redirect) begin(n int) error {
 
 // Wait implements Engine.
 func (e *redirect) Wait(ctx context.Context) error {
+	if n := e.lone(); n >= 0 {
+		if parked, err := e.stepDone(n); parked || err != nil {
+			return err
+		}
+	}
 	interval := pollFirst
 	timer := time.NewTimer(interval)
 	defer timer.Stop()
@@ -365,6 +372,38 @@ func (e *redirect) Wait(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// lone gives the vCPU that steps while all others are held, or -1.
+func (e *redirect) lone() int {
+	found := -1
+	for n := range e.armed {
+		switch {
+		case !e.armed[n] || e.g.Held(n):
+		case found >= 0 || !e.steps[n].on:
+			return -1
+		default:
+			found = n
+		}
+	}
+	return found
+}
+
+// stepDone pauses the guest to see whether its lone vCPU is parked, and lets it go on if
+// not. A step takes less time than a hypercall, and to read the context of a vCPU that
+// runs is to pause it, too: Pause need not do it again.
+func (e *redirect) stepDone(n int) (parked bool, err error) {
+	if err := e.g.Pause(); err != nil {
+		return false, err
+	}
+	ctx, err := e.g.Context(n)
+	if err == nil && e.atSpot(ctx) {
+		return true, nil
+	}
+	if errors.Is(err, xen.ErrVCPUOffline) {
+		err = nil
+	}
+	return false, errors.Join(err, e.g.ResumeBriefly())
 }
 
 // releaseFrames gives a guest that runs for longer its frames back.
@@ -419,12 +458,22 @@ func (e *redirect) poll() (bool, error) {
 			return true, nil
 		}
 	}
-	// What is saved or migrated is copied soon after it has shut down.
+	return false, e.checkShutdown()
+}
+
+// checkShutdown gives ErrShutDown once the domain has: what is saved or migrated is
+// copied soon after.
+func (e *redirect) checkShutdown() error {
+	now := time.Now()
+	if now.Sub(e.lookedAfter) < pollMost {
+		return nil
+	}
+	e.lookedAfter = now
 	info, err := e.host.DomainInfo(e.g.ID())
 	if err == nil && info.Shutdown {
 		err = ErrShutDown
 	}
-	return false, err
+	return err
 }
 
 func (e *redirect) atSpot(ctx *xen.VCPUContext) bool {

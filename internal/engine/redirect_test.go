@@ -303,6 +303,70 @@ func TestRedirectStep(t *testing.T) {
 	}
 }
 
+// What a step asks of the hypervisor does not grow with the number of vCPUs.
+func TestRedirectStepCalls(t *testing.T) {
+	const steps = 20
+	want := map[xentest.Op]int{
+		xentest.OpUnpauseDomain: steps, xentest.OpPauseDomain: steps, xentest.OpGetVCPUContext: steps,
+		xentest.OpSetVCPUContext: steps, xentest.OpGetVCPUInfo: 0,
+		xentest.OpMap: steps, xentest.OpUnmap: steps, // the frame that it is sent back by
+	}
+	for _, vcpus := range []int{1, 16} {
+		f := newFixture(t, vcpus)
+		_, e := f.start()
+		motions := make([]Motion, vcpus)
+		motions[0] = Step
+		f.goOn(e, 2, motions...) // the others are held from here on
+		counts := map[xentest.Op]int{}
+		for op := range want {
+			counts[op] = f.Calls(op)
+		}
+		for range steps {
+			if err := e.Resume(motions); err != nil {
+				t.Fatal(err)
+			}
+			f.run(0)
+			f.run(0)
+			if err := e.Wait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if stops, err := e.Pause(); err != nil || len(stops) != 1 {
+				t.Fatalf("got stops %v, %v", stops, err)
+			}
+		}
+		for op := range want {
+			counts[op] = f.Calls(op) - counts[op]
+		}
+		if diff := cmp.Diff(want, counts); diff != "" {
+			t.Errorf("%d vCPUs: calls (-want +got):\n%s", vcpus, diff)
+		}
+	}
+}
+
+// A step that is not done at the first look goes on, and is waited for.
+func TestRedirectSlowStep(t *testing.T) {
+	f := newFixture(t, 2)
+	_, e := f.start()
+	if err := e.Resume([]Motion{Step, Stay}); err != nil {
+		t.Fatal(err)
+	}
+	looked := f.Calls(xentest.OpPauseDomain)
+	waited := make(chan error)
+	go func() { waited <- e.Wait(t.Context()) }()
+	for f.Calls(xentest.OpPauseDomain) == looked || f.d.Pauses() != 0 {
+		time.Sleep(time.Millisecond)
+	}
+	f.run(0)
+	f.run(0)
+	if err := <-waited; err != nil {
+		t.Fatal(err)
+	}
+	stops, err := e.Pause()
+	if diff := cmp.Diff([]Stop{{VCPU: 0, Trap: Debug, DR6: DR6BS}}, check(t, stops, err)); diff != "" {
+		t.Errorf("stops (-want +got):\n%s", diff)
+	}
+}
+
 // A step that an interrupt handler delays ends when that is done, unless it was
 // called off: then its trap is nobody's.
 func TestRedirectStepCalledOff(t *testing.T) {

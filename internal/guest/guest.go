@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"time"
 
 	"gdbserver-xen/x86"
 	"gdbserver-xen/xen"
@@ -42,7 +43,8 @@ type Guest struct {
 	plants   []*Plant
 	parking  parking
 
-	ownPauses bool // Hold uses pauses of vCPUs
+	ownPauses   bool      // Hold uses pauses of vCPUs
+	othersAsked time.Time // when it was asked whether others have paused it
 }
 
 // Attach pauses a domain and takes hold of it. All that is changed in it is
@@ -171,13 +173,8 @@ func (g *Guest) Pause() error {
 	if g.paused {
 		return nil
 	}
-	info, err := g.Info()
-	if err != nil {
+	if err := g.noteOthers(); err != nil {
 		return err
-	}
-	g.ledger.putU32(ledgerOthers, 0)
-	if info.Paused {
-		g.ledger.putU32(ledgerOthers, 1)
 	}
 	g.ledger.setPause(pausing)
 	if err := g.host.Pause(g.id); err != nil {
@@ -186,6 +183,29 @@ func (g *Guest) Pause() error {
 	}
 	g.ledger.setPause(pausedNow)
 	g.paused = true
+	return nil
+}
+
+// othersHold is for how long it holds whether others have paused the domain: in run
+// control we pause it hundreds of times a second.
+const othersHold = 100 * time.Millisecond
+
+// noteOthers notes whether somebody else has paused the domain. A guardian needs that
+// if we are killed right in the middle of a pause.
+func (g *Guest) noteOthers() error {
+	now := time.Now()
+	if now.Sub(g.othersAsked) < othersHold {
+		return nil
+	}
+	info, err := g.Info()
+	if err != nil {
+		return err
+	}
+	g.othersAsked = now
+	g.ledger.putU32(ledgerOthers, 0)
+	if info.Paused {
+		g.ledger.putU32(ledgerOthers, 1)
+	}
 	return nil
 }
 

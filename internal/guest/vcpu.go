@@ -130,6 +130,10 @@ func (g *Guest) readContext(n int, c *vcpu) error {
 func (g *Guest) VCPUs() ([]int, error) {
 	var up, known []int
 	for n := range g.vcpus {
+		if g.surelyUp(n) {
+			up = append(up, n)
+			continue
+		}
 		info, err := g.schedule(n)
 		switch {
 		case errors.Is(err, xen.ErrNoVCPU):
@@ -151,6 +155,13 @@ func (g *Guest) VCPUs() ([]int, error) {
 		}
 	}
 	return up, nil
+}
+
+// surelyUp tells whether a vCPU is known to be up without asking: we hold it, or have
+// found it parked.
+func (g *Guest) surelyUp(n int) bool {
+	c := &g.vcpus[n]
+	return g.Held(n) || g.paused && c.fetched && c.parked != nil
 }
 
 // schedule tells how a vCPU is scheduled. It asks once while the guest is paused.
