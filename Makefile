@@ -25,7 +25,7 @@ lab: build bin/xenlab ## leave real Xen with a guest up until Ctrl-C, to try thi
 	bin/xenlab up
 
 .PHONY: bench
-bench: build bin/xenlab bin/bench-client ## the server beside gdbsx and QEMU's stub, some 5 minutes; writes docs/benchmarks.md
+bench: build bin/xenlab bin/bench-client bin/gdbserver-xen-profiled ## the server beside gdbsx and QEMU's stub, some 5 minutes; writes docs/benchmarks.md
 	bin/xenlab bench
 
 # The groups run one after the other, whatever fails; the report comes last and
@@ -96,10 +96,12 @@ generate: ## write anew what is made from the sources: docs/man, docs/packets.md
 clean: ## remove what was built (the lab's downloads stay in their cache)
 	rm -rf bin out
 
-.PHONY: $(TALLY) bin/xenlab bin/bench-client
+.PHONY: $(TALLY) bin/xenlab bin/bench-client bin/gdbserver-xen-profiled
 $(TALLY):
 	@$(GO) build -o $@ ./internal/tally
 bin/xenlab:
 	@$(GO) build -o $@ ./lab/xenlab
 bin/bench-client:
 	@CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags='-s -w' -o $@ ./lab/bench/client
+bin/gdbserver-xen-profiled:
+	@CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags profile -o $@ ./cmd/gdbserver-xen

@@ -22,7 +22,7 @@ import (
 	"gdbserver-xen/xen"
 )
 
-func main() { os.Exit(run()) }
+func main() { os.Exit(profiled(run)) }
 
 // openHost connects to the hypervisor. Tests put another one in its place.
 var openHost = xen.Open

@@ -102,9 +102,13 @@ func Table(peer, ours string, rows []Row) string {
 			if strings.Contains(goal, ".") {
 				goal = strings.TrimRight(strings.TrimRight(goal, "0"), ".")
 			}
-			goal += "×: missed"
-			if r.Met() {
-				goal = strings.TrimSuffix(goal, "missed") + "met"
+			switch {
+			case r.Met():
+				goal += "×: met"
+			case len(r.Ours.Samples) == 0:
+				goal += "×"
+			default:
+				goal += "×: missed"
 			}
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s |\n", r.Name, theirs, theirs99, own, own99, ratio, goal)

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -24,11 +25,12 @@ import (
 
 type benchFlags struct {
 	hostFlags
-	client  string
-	parts   []string
-	results string
-	page    string
-	rounds  int
+	client   string
+	profiled string
+	parts    []string
+	results  string
+	page     string
+	rounds   int
 }
 
 // A benchPart is what can be measured by itself.
@@ -44,6 +46,7 @@ var benchParts = []benchPart{
 	{"stub", (*bencher).measureStub, stubSection},
 	{"works", (*bencher).measureWorks, worksSection},
 	{"cost", (*bencher).measureCost, costSection},
+	{"profile", (*bencher).measureProfile, profileSection},
 	{"gdb", (*bencher).measureGDB, gdbSection},
 	{"attach", (*bencher).measureAttach, attachSection},
 }
@@ -69,6 +72,7 @@ func benchCommand() *cobra.Command {
 	f.add(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&f.client, "client", "bin/bench-client", "`path` of the client to copy into dom0")
+	flags.StringVar(&f.profiled, "profiled", "bin/gdbserver-xen-profiled", "`path` of a server that profiles itself")
 	flags.StringSliceVar(&f.parts, "parts", names, "what to measure; the page has the last results of the others")
 	flags.StringVar(&f.results, "results", "out/bench", "`directory` that keeps the results of each part")
 	flags.StringVar(&f.page, "page", "docs/benchmarks.md", "`file` to write")
@@ -93,7 +97,7 @@ type bencher struct {
 type span struct{ start, end uint64 }
 
 func runBench(ctx context.Context, f *benchFlags) (err error) {
-	for _, file := range []string{f.server, f.client} {
+	for _, file := range []string{f.server, f.client, f.profiled} {
 		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("there is no %s: run make bench", file)
 		}
@@ -173,7 +177,9 @@ func (b *bencher) boot(ctx context.Context) error {
 	if err := b.findPlaces(); err != nil {
 		return err
 	}
-	for from, to := range map[string]string{b.flags.server: serverInDom0, b.flags.client: clientInDom0} {
+	for from, to := range map[string]string{
+		b.flags.server: serverInDom0, b.flags.client: clientInDom0, b.flags.profiled: profiledInDom0,
+	} {
 		if err := b.host.CopyIn(ctx, from, to, 0o755); err != nil {
 			return err
 		}
@@ -198,9 +204,10 @@ func (b *bencher) createGuest(ctx context.Context, name, cmdline string, memoryM
 const tickTimeout = 90 * time.Second
 
 const (
-	clientInDom0 = "/usr/bin/bench-client"
-	smallMB      = 256
-	largeMB      = 2048
+	clientInDom0   = "/usr/bin/bench-client"
+	profiledInDom0 = "/usr/bin/gdbserver-xen-profiled"
+	smallMB        = 256
+	largeMB        = 2048
 	// busyGuest reads /dev/zero all the time. It is not to report that it was stopped
 	// for long.
 	busyGuest = "work=kernel nowatchdog rcupdate.rcu_cpu_stall_suppress=1"
@@ -357,6 +364,47 @@ func (b *bencher) measureWorks(ctx context.Context) error {
 		}
 		b.result.add(nameLimit, r)
 	}
+	return nil
+}
+
+// profiledWorks are those in dom0 that have goals.
+var profiledWorks = []string{"warm", "registers", "bulk", "step", "breakpoint"}
+
+// measureProfile takes a profile of ours for each group of works.
+func (b *bencher) measureProfile(ctx context.Context) error {
+	if err := b.prepare(ctx); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "bench")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	const inDom0 = "/tmp/profile"
+	ours := contender{name: nameOurs, command: func(id int, host string, port int) string {
+		return fmt.Sprintf("env GDBSERVER_XEN_PROFILE=%s %s attach --listen %s:%d %d", inDom0, profiledInDom0, host, port, id)
+	}}
+	b.result.Profiles = map[string]string{}
+	for _, work := range profiledWorks {
+		r, err := b.run(ctx, ours, work, "-times=2000", "-steps=1000", "-rounds=200", "-most=5s")
+		if err != nil {
+			return err
+		}
+		if r.Failed != "" {
+			continue
+		}
+		profile := filepath.Join(dir, work)
+		if err := b.host.CopyOut(ctx, inDom0, profile); err != nil {
+			return err
+		}
+		// What is spent below them counts as theirs.
+		top, err := profileTop(ctx, b.flags.profiled, profile, `-show=gdbserver-xen/(xen\.\(\*Host\)\.[A-Z]|rsp\.|internal/)`)
+		if err != nil {
+			return err
+		}
+		b.result.Profiles[work] = top
+	}
+	b.step("profiles are taken")
 	return nil
 }
 

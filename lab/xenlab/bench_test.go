@@ -34,12 +34,22 @@ func TestBenchPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	cost := benchResult{Operations: []operation{{nameGDBSX, bench.ReadWarm, map[string]float64{"ioctl": 1, "read": 2, "futex": 0.01}, 150 * time.Microsecond}}}
-	page := benchPage(map[string]benchResult{"attach": got, "cost": cost})
+	profile := benchResult{Profiles: map[string]string{"step": "flat  flat%\nxen.(*Host).Pause"}}
+	sample := func(work string, d time.Duration) map[string]bench.Result {
+		return map[string]bench.Result{work: {Work: work, Samples: []time.Duration{d}}}
+	}
+	gdb := benchResult{Servers: map[string]map[string]bench.Result{
+		nameGDBSX: sample(gdbBacktrace, 150*time.Millisecond), nameOurs: sample(gdbCached, 100*time.Millisecond),
+	}}
+	page := benchPage(map[string]benchResult{"attach": got, "cost": cost, "profile": profile, "gdb": gdb})
 	for _, want := range []string{
 		"\n| guest of 256 MB | 40.0 ms | 40.0 ms | 10.0 ms | 10.0 ms | 4.00× |  |\n",
 		"2048 MB take 1.20 times what 256 MB take; goal at most 1.1: missed.",
 		"Measured on 2026-11-26 05:00 UTC, version v1, Xen 4.17,",
 		"\n| read 8 bytes, warm | gdbsx | 3.0 | ioctl 1.0, read 2.0 | 150 µs |\n",
+		"\nstep:\n\n```\nflat  flat%\nxen.(*Host).Pause\n```\n",
+		"\n| thread apply all bt | 150 ms | 150 ms | not measured |  |  | 10× |\n",
+		"No server could be more than 1.5 times faster than gdbsx here.",
 	} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q:\n%s", want, page)
@@ -62,8 +72,8 @@ func benchTestFlags(t *testing.T, parts ...string) *benchFlags {
 	t.Helper()
 	dir := t.TempDir()
 	f := &benchFlags{parts: parts, results: filepath.Join(dir, "results"), page: filepath.Join(dir, "page.md"), rounds: 1}
-	f.server, f.client = filepath.Join(dir, "server"), filepath.Join(dir, "client")
-	for _, file := range []string{f.server, f.client} {
+	f.server, f.client, f.profiled = filepath.Join(dir, "server"), filepath.Join(dir, "client"), filepath.Join(dir, "profiled")
+	for _, file := range []string{f.server, f.client, f.profiled} {
 		if err := os.WriteFile(file, []byte("#!/bin/sh\nexit 1\n"), 0o755); err != nil {
 			t.Fatal(err)
 		}

@@ -30,7 +30,8 @@ type benchResult struct {
 	Servers    map[string]map[string]bench.Result // by server and work
 	Operations []operation
 	Idle       []idleCost
-	Profile    string // what ours has spent its CPU time on, if that was taken
+	Profile    string            // what ours has spent its CPU time on, if that was taken
+	Profiles   map[string]string // the same, by groups of works
 }
 
 // An operation is what one work costs a server.
@@ -244,10 +245,25 @@ func costSection(b *strings.Builder, r *benchResult) {
 	}
 }
 
+func profileSection(b *strings.Builder, r *benchResult) {
+	b.WriteString("\n## Profiles\n\nWhat holds ours in dom0: CPU time by what asks for it. Below xen.Host is the hypervisor's own work, and waiting " +
+		"for another CPU to let go of a vCPU; below rsp are the kernel's sockets.\n")
+	for _, work := range profiledWorks {
+		if top, ok := r.Profiles[work]; ok {
+			fmt.Fprintf(b, "\n%s:\n\n```\n%s\n```\n", work, top)
+		}
+	}
+}
+
 func gdbSection(b *strings.Builder, r *benchResult) {
 	b.WriteString("\n## Real gdb\n\ngdb on the machine itself, through QEMU's network, with the kernel's symbol file, on the same guest.\n\n")
 	b.WriteString(bench.Table(nameGDBSX, "ours", r.rows(nameGDBSX, nameOurs, []bench.Row{
-		{Name: gdbConnect}, {Name: gdbBacktrace, Goal: 10}, {Name: gdbDump}})))
+		{Name: gdbConnect}, {Name: gdbBacktrace, Goal: 10}, {Name: gdbCached}, {Name: gdbDump}})))
+	if cached := bench.Median(r.Servers[nameOurs][gdbCached].Samples); cached > 0 {
+		peer := bench.Median(r.Servers[nameGDBSX][gdbBacktrace].Samples)
+		fmt.Fprintf(b, "\nWhat holds %q: gdb's own work, as it is with nothing to ask of the server but registers. No server could be more than %.1f times faster than gdbsx here.\n",
+			gdbBacktrace, peer.Seconds()/cached.Seconds())
+	}
 }
 
 func attachSection(b *strings.Builder, r *benchResult) {

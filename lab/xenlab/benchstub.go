@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -112,9 +113,9 @@ func (b *bencher) measureStub(ctx context.Context) error {
 
 // profileTop gives the functions that a profile has most of, as go tool pprof prints
 // them.
-func profileTop(ctx context.Context, program, profile string) (string, error) {
-	cmd := exec.CommandContext(ctx, "go", "tool", "pprof", "-top", "-nodecount=10", program, profile)
-	out, err := cmd.Output()
+func profileTop(ctx context.Context, program, profile string, options ...string) (string, error) {
+	args := slices.Concat([]string{"tool", "pprof", "-top", "-nodecount=10"}, options, []string{program, profile})
+	out, err := exec.CommandContext(ctx, "go", args...).Output()
 	if err != nil {
 		return "", fmt.Errorf("go tool pprof: %w", err)
 	}
