@@ -273,6 +273,9 @@ func (e *redirect) Resume(motions []Motion) error {
 
 func (e *redirect) start() error {
 	e.resumed = time.Now()
+	if e.lone() >= 0 {
+		return e.g.ResumeStep()
+	}
 	return e.g.ResumeBriefly()
 }
 
@@ -403,7 +406,7 @@ func (e *redirect) stepDone(n int) (parked bool, err error) {
 	if errors.Is(err, xen.ErrVCPUOffline) {
 		err = nil
 	}
-	return false, errors.Join(err, e.g.ResumeBriefly())
+	return false, errors.Join(err, e.g.ResumeStep())
 }
 
 // releaseFrames gives a guest that runs for longer its frames back.

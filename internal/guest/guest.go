@@ -45,6 +45,7 @@ type Guest struct {
 
 	ownPauses   bool      // Hold uses pauses of vCPUs
 	othersAsked time.Time // when it was asked whether others have paused it
+	wrote       bool      // anywhere in its memory, since it was paused
 }
 
 // Attach pauses a domain and takes hold of it. All that is changed in it is
@@ -215,11 +216,18 @@ func (g *Guest) Resume() error { return errors.Join(g.ReleaseFrames(), g.ResumeB
 
 // ResumeBriefly is Resume for the time of a step or so: frames stay mapped until
 // ReleaseFrames. The guest cannot have them back meanwhile, so that must come soon.
-func (g *Guest) ResumeBriefly() error {
+func (g *Guest) ResumeBriefly() error { return g.resume(false) }
+
+// ResumeStep is ResumeBriefly for a step of one vCPU, while all others are held. What
+// has been written of its own for that, which is on its stack and where it stands, stays
+// mapped for writing too: those are no frames that it can make page tables of.
+func (g *Guest) ResumeStep() error { return g.resume(!g.wrote) }
+
+func (g *Guest) resume(keepWriting bool) error {
 	if !g.paused {
 		return nil
 	}
-	err := g.forget()
+	err := g.forget(keepWriting)
 	// The domain may have died, and somebody else may have taken our pause back.
 	g.ledger.setPause(unpausing)
 	e := g.host.Unpause(g.id)
@@ -246,11 +254,12 @@ func (g *Guest) Detach() error {
 }
 
 // forget drops all that holds only while the guest is paused.
-func (g *Guest) forget() error {
+func (g *Guest) forget(keepWriting bool) error {
+	g.wrote = false
 	for i := range g.vcpus {
 		g.vcpus[i].asked, g.vcpus[i].fetched = false, false
 	}
-	return g.mem.forget()
+	return g.mem.forget(keepWriting)
 }
 
 // ReleaseFrames unmaps all frames.
@@ -309,6 +318,7 @@ func (r *Reader) Read(addr uint64, p []byte) (int, error) { return r.g.mem.read(
 // Write writes memory as a vCPU sees it, whether the guest itself may or not:
 // all of p or, with an error that names the address, nothing.
 func (g *Guest) Write(vcpu int, addr uint64, p []byte) error {
+	g.wrote = true
 	v, err := g.view(vcpu)
 	if err != nil {
 		return err

@@ -68,9 +68,10 @@ type memory interface {
 	show(p *Plant)
 	// planted gives what is planted at a byte of a frame, or nil.
 	planted(frame uint64, offset int) *Plant
-	// forget forgets translations, and unmaps frames that are mapped for writing.
-	// Others stay mapped: what is in them is seen as it changes.
-	forget() error
+	// forget forgets translations, and unmaps frames that are mapped for writing,
+	// unless they are to be kept. Others stay mapped: what is in them is seen as it
+	// changes.
+	forget(keepWriting bool) error
 	// drop also unmaps all frames.
 	drop() error
 }
@@ -108,9 +109,12 @@ func newFrames[F xen.Frame](mapFrames func(fs []F, write bool) (*xen.Mapping, er
 	}
 }
 
-func (m *frames[F]) forget() error {
+func (m *frames[F]) forget(keepWriting bool) error {
 	clear(m.tlb)
 	m.window, m.next = 0, translation{}
+	if keepWriting {
+		return nil
+	}
 	return m.endWriting()
 }
 
@@ -126,7 +130,7 @@ func (m *frames[F]) endWriting() error {
 }
 
 func (m *frames[F]) drop() error {
-	errs := []error{m.forget()}
+	errs := []error{m.forget(false)}
 	for _, mapping := range m.mappings {
 		errs = append(errs, mapping.Close())
 	}

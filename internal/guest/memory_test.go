@@ -347,6 +347,43 @@ func TestWriteAllOrNothing(t *testing.T) {
 	})
 }
 
+// For a step, frames that were written for it stay mapped for writing, but none that
+// the client has written.
+func TestWritableMappingForStep(t *testing.T) {
+	f := newFixture(t, xen.PV, 1)
+	f.pt.MapPage(text, nil)
+	g := f.attach(t)
+	plant, err := g.Plant(0, text, []byte{guest.Int3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mapped := func(step func() error) int {
+		t.Helper()
+		before := f.Mapped()
+		for _, do := range []func() error{step, g.ResumeStep, g.Pause} {
+			if err := do(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return f.Mapped() - before
+	}
+	if n := mapped(func() error { return nil }); n != -1 {
+		t.Errorf("what was planted in: %d mappings more", n)
+	}
+	if n := mapped(func() error { return g.Lift(plant) }); n != 1 {
+		t.Errorf("what was lifted in: %d mappings more, want 1", n)
+	}
+	if n := mapped(func() error { return g.Replant(plant) }); n != 0 {
+		t.Errorf("planted in again: %d mappings more", n)
+	}
+	if n := mapped(func() error { return g.Write(0, text+8, []byte{1}) }); n != -1 {
+		t.Errorf("what the client wrote to: %d mappings more", n)
+	}
+	if err := g.ReleaseFrames(); err != nil || f.Mapped() != 0 {
+		t.Errorf("%d mappings are left, %v", f.Mapped(), err)
+	}
+}
+
 // Frames are mapped writable once, and until the guest runs only.
 func TestWritableMappingIsShort(t *testing.T) {
 	f := newFixture(t, xen.PV, 1)

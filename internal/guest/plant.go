@@ -110,6 +110,7 @@ func (g *Guest) Plant(vcpu int, addr uint64, ours []byte) (*Plant, error) {
 	if !g.ledger.addPlant(p) {
 		return nil, ErrTooManyPlants
 	}
+	g.wrote = true
 	if err := g.mem.poke(frame, p.offset, p.ours[:p.length]); err != nil {
 		g.ledger.removePlant(p)
 		return nil, fmt.Errorf("plant at %#x: %w", addr, err)
@@ -175,6 +176,7 @@ func (g *Guest) Unplant(p *Plant) error {
 	}
 	err := g.intact(p)
 	if err == nil && !p.lifted {
+		g.wrote = true
 		if err = g.mem.poke(p.frame, p.offset, p.saved[:p.length]); err != nil {
 			return fmt.Errorf("take back what was planted at %#x: %w", p.addr, err)
 		}
