@@ -95,15 +95,11 @@ func attach(ctx context.Context, cmd *cobra.Command, domain string, opts attachO
 		return err
 	}
 	defer l.Close()
-	host, err := openHost()
+	host, id, err := openDomain(ctx, domain)
 	if err != nil {
 		return err
 	}
 	defer host.Close()
-	id, err := findDomain(ctx, host, domain)
-	if err != nil {
-		return err
-	}
 	held, err := hold(ctx, host, id, logs.layer("engine"), cmd.ErrOrStderr())
 	if err != nil {
 		return err
@@ -130,11 +126,8 @@ type server struct {
 
 // debug attaches to the domain and serves it.
 func (s *server) debug(ctx context.Context, l listener) error {
-	g, err := guest.Attach(s.host, s.id, s.ledger)
+	g, err := attachTo(s.host, s.id, s.ledger)
 	if err != nil {
-		if errors.Is(err, xen.ErrNoDomain) {
-			return fmt.Errorf("no such domain as %d: `gdbserver-xen list` shows those there are", s.id)
-		}
 		return err
 	}
 	if err := s.canUse(g); err != nil {
@@ -237,7 +230,7 @@ func (s *server) serve(ctx context.Context, g *guest.Guest) error {
 		}
 		if g == nil {
 			var err error
-			if g, err = guest.Attach(s.host, s.id, s.ledger); err != nil {
+			if g, err = attachTo(s.host, s.id, s.ledger); err != nil {
 				conn.Close()
 				return err
 			}

@@ -375,12 +375,14 @@ func TestRefusedDomains(t *testing.T) {
 		if tt.set != nil {
 			tt.set(d)
 		}
-		s := start(t, "attach", "--listen", ":0", tt.domain)
-		s.ends(1)
-		if !strings.Contains(s.String(), tt.want) || strings.Count(s.String(), "\n") != 1 {
-			t.Errorf("attach %s: want a line with %q, got\n%s", tt.domain, tt.want, s)
+		for _, command := range []string{"attach --listen :0", "doctor", "bt", "regs"} {
+			s := start(t, append(strings.Fields(command), tt.domain)...)
+			s.ends(1)
+			if !strings.Contains(s.String(), tt.want) || strings.Count(s.String(), "\n") != 1 {
+				t.Errorf("%s %s: want a line with %q, got\n%s", command, tt.domain, tt.want, s)
+			}
+			paused(t, d, 0)
 		}
-		paused(t, d, 0)
 	}
 }
 

@@ -10,9 +10,32 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"gdbserver-xen/internal/guest"
 	"gdbserver-xen/xen"
 	"gdbserver-xen/xen/xenstore"
 )
+
+// openDomain connects to the hypervisor and finds a domain.
+func openDomain(ctx context.Context, word string) (*xen.Host, xen.DomID, error) {
+	host, err := openHost()
+	if err != nil {
+		return nil, 0, err
+	}
+	id, err := findDomain(ctx, host, word)
+	if err != nil {
+		return nil, 0, errors.Join(err, host.Close())
+	}
+	return host, id, nil
+}
+
+// attachTo attaches to a domain whose number may be one that nobody has.
+func attachTo(host *xen.Host, id xen.DomID, ledger *guest.Ledger) (*guest.Guest, error) {
+	g, err := guest.Attach(host, id, ledger)
+	if errors.Is(err, xen.ErrNoDomain) {
+		return nil, fmt.Errorf("no such domain as %d: `gdbserver-xen list` shows those there are", id)
+	}
+	return g, err
+}
 
 // findDomain gives the id of a domain: a number as it stands, a name as
 // xenstore has it.

@@ -52,24 +52,20 @@ func hold(ctx context.Context, host *xen.Host, id xen.DomID, log *slog.Logger, o
 // withDomain does something with a domain that nobody else debugs meanwhile, and
 // gives it back.
 func withDomain(cmd *cobra.Command, domain string, do func(g *guest.Guest, log *slog.Logger) error) error {
-	host, err := openHost()
-	if err != nil {
-		return err
-	}
-	defer host.Close()
-	id, err := findDomain(cmd.Context(), host, domain)
-	if err != nil {
-		return err
-	}
 	logs, err := newLogs(cmd.ErrOrStderr(), "")
 	if err != nil {
 		return err
 	}
+	host, id, err := openDomain(cmd.Context(), domain)
+	if err != nil {
+		return err
+	}
+	defer host.Close()
 	held, err := hold(cmd.Context(), host, id, logs.layer("engine"), cmd.ErrOrStderr())
 	if err != nil {
 		return err
 	}
-	g, err := guest.Attach(host, id, held.ledger)
+	g, err := attachTo(host, id, held.ledger)
 	if err == nil {
 		err = errors.Join(do(g, logs.layer("debugger")), g.Detach())
 	}
@@ -120,15 +116,11 @@ killed. The next attach to the domain does the same before anything else.`,
 			if err != nil {
 				return err
 			}
-			host, err := openHost()
+			host, id, err := openDomain(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
 			defer host.Close()
-			id, err := findDomain(cmd.Context(), host, args[0])
-			if err != nil {
-				return err
-			}
 			s, err := guardian.Take(cmd.Context(), sessionDir, int(id), guest.LedgerSize)
 			if err != nil {
 				return err
