@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -90,6 +91,9 @@ func attach(ctx context.Context, cmd *cobra.Command, domain string, opts attachO
 	if err != nil {
 		return err
 	}
+	if opts.engine != "" && !slices.Contains(engine.Names(), opts.engine) {
+		return usagef("no engine %q: there are %s", opts.engine, strings.Join(engine.Names(), ", "))
+	}
 	l, err := listen(ctx, opts.listen)
 	if err != nil {
 		return err
@@ -100,7 +104,7 @@ func attach(ctx context.Context, cmd *cobra.Command, domain string, opts attachO
 		return err
 	}
 	defer host.Close()
-	held, err := hold(ctx, host, id, logs.layer("engine"), cmd.ErrOrStderr())
+	held, err := hold(ctx, host, id, logs.layer("debugger"), cmd.ErrOrStderr())
 	if err != nil {
 		return err
 	}
@@ -143,7 +147,7 @@ func (s *server) canUse(g *guest.Guest) error {
 	if s.opts.engine == "" {
 		return nil
 	}
-	e, err := engine.Choose(g, s.opts.engine, s.logs.layer("engine"))
+	e, err := engine.Choose(g, s.opts.engine, s.logs.layer("debugger"))
 	if err == nil {
 		err = e.Close()
 	}

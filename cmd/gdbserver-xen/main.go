@@ -110,10 +110,8 @@ Start with: gdbserver-xen attach DOMAIN`,
 				return printVersion(cmd)
 			}
 			if domain == "" {
-				for _, name := range []string{"once", "log"} {
-					if cmd.Flags().Changed(name) {
-						return usagef("no domain to attach to: gdbserver-xen attach --%s ... DOMAIN", name)
-					}
+				if cmd.Flags().NFlag() > 0 {
+					return usagef("no domain to attach to: gdbserver-xen attach [FLAG...] DOMAIN")
 				}
 				return cmd.Help()
 			}

@@ -61,7 +61,7 @@ func withDomain(cmd *cobra.Command, domain string, do func(g *guest.Guest, log *
 		return err
 	}
 	defer host.Close()
-	held, err := hold(cmd.Context(), host, id, logs.layer("engine"), cmd.ErrOrStderr())
+	held, err := hold(cmd.Context(), host, id, logs.layer("debugger"), cmd.ErrOrStderr())
 	if err != nil {
 		return err
 	}
@@ -126,7 +126,7 @@ killed. The next attach to the domain does the same before anything else.`,
 				return err
 			}
 			if s.Stale() {
-				err = undoStale(s, host, id, logs.layer("engine"), cmd.ErrOrStderr())
+				err = undoStale(s, host, id, logs.layer("debugger"), cmd.ErrOrStderr())
 			} else {
 				say(cmd.ErrOrStderr(), "nothing was left in domain %d", id)
 			}
@@ -155,7 +155,7 @@ func newGuardian() *cobra.Command {
 					return err
 				}
 				defer host.Close()
-				report, err = undo(host, journal, logs.layer("engine"))
+				report, err = undo(host, journal, logs.layer("debugger"))
 				return err
 			})
 			switch {
