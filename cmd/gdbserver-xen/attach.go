@@ -36,26 +36,31 @@ type attachOptions struct {
 
 func (o *attachOptions) register(flags *pflag.FlagSet) {
 	flags.BoolVar(&o.once, "once", false, "exit when the first debugger goes away, detached or not")
-	flags.StringVar(&o.engine, "engine", "", "stop and step vCPUs by `ENGINE`: "+strings.Join(engine.Names(), ", ")+" (default: the best that the domain has)")
+	flags.StringVar(&o.engine, "engine", "", "stop and step vCPUs by `ENGINE`: "+strings.Join(engine.Names(), ", ")+" (default: redirect or monitor)")
 	flags.StringVar(&o.log, "log", "", "log what `LAYERS` do: debugger, rsp or all, with commas between")
 }
 
 func newAttach() *cobra.Command {
 	var opts attachOptions
 	cmd := &cobra.Command{
-		Use:   "attach [--listen COMM] DOMAIN",
+		Use:   "attach [FLAG...] DOMAIN",
 		Short: "attach to a domain and wait for a debugger",
 		Long: `Attach to a domain, given by number or name, pause it, and serve a debugger that
 connects to COMM:
 
   [HOST]:PORT  TCP; without HOST on the loopback interface, port 0 for any
-  unix:PATH    a Unix socket
-  stdio        standard input and output, for gdb's "target remote | COMMAND"
+  unix:PATH    a Unix socket, for its owner only
+  stdio or -   standard input and output, for gdb's "target remote | COMMAND"
 
 There is no password: whoever can connect controls the domain. To debug from
 another machine, leave COMM on loopback and use ssh:
 
   (gdb) target remote | ssh root@HOST gdbserver-xen attach --listen stdio DOMAIN
+
+An engine stops and steps the domain's vCPUs. 64-bit PV domains have redirect and,
+on a Xen 4.17 or later built with CONFIG_GDBSX, gdbsx; PVH and HVM domains have
+monitor. Without --engine it is redirect or monitor, and if that cannot be had, the
+domain can be looked at, paused and continued only; with it, that is an error.
 
 The domain is unpaused when the debugger detaches or goes away, and on SIGINT,
 SIGTERM and SIGHUP; if it was paused before, it stays paused. After a detach the
@@ -63,16 +68,19 @@ server exits; after a lost connection it waits for another. If the server is
 killed, a process of its own, xen-guardian, gives the domain back.`,
 		Example: `  gdbserver-xen attach mydomain
   gdbserver-xen attach --listen :0 3
-  gdbserver-xen attach --listen unix:/run/mydomain.gdb mydomain`,
+  gdbserver-xen attach --listen unix:/run/mydomain.gdb mydomain
+  gdbserver-xen attach --engine gdbsx mydomain`,
 		DisableFlagsInUseLine: true,
 		Args: func(_ *cobra.Command, args []string) error {
-			switch len(args) {
-			case 0:
+			switch {
+			case len(args) == 0:
 				return usagef("no domain to attach to: `gdbserver-xen list` shows those there are")
-			case 1:
+			case len(args) == 1:
 				return nil
+			case len(args) == 2 && isComm(args[1]):
+				return usagef("where to listen is a flag: gdbserver-xen attach --listen %s %s", args[1], args[0])
 			default:
-				return usagef("one domain at a time: gdbserver-xen attach [--listen COMM] DOMAIN")
+				return usagef("one domain at a time: gdbserver-xen attach [FLAG...] DOMAIN")
 			}
 		},
 		ValidArgsFunction: completeDomain,

@@ -35,7 +35,9 @@ nothing works without.
 
 With a domain, given by number or name: try what can be done with it, and print
 a line for each thing: yes and by what means, or no and why not. The domain is
-paused meanwhile, for some milliseconds, and nothing in it is changed.`,
+paused for a moment meanwhile, and is as it was after it.`,
+		Example: `  gdbserver-xen doctor
+  gdbserver-xen doctor mydomain`,
 		DisableFlagsInUseLine: true,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 1 {
@@ -79,8 +81,8 @@ func examineDomain(cmd *cobra.Command, domain string) error {
 func examine() []finding {
 	findings := []finding{
 		checkRoot(),
-		checkDevice("/dev/xen/hypercall", false, "Linux 4.18 and later have it; locked memory is used instead"),
-		checkDevice("/dev/xen/evtchn", false, "load it with `modprobe xen-evtchn`"),
+		checkDevice("/dev/xen/hypercall", "Linux 4.18 and later have it; locked memory is used instead"),
+		checkDevice("/dev/xen/evtchn", "load it with `modprobe xen-evtchn`"),
 		checkXenstore(),
 	}
 	return append(findings, checkHypervisor()...)
@@ -94,8 +96,9 @@ func checkRoot() finding {
 	return f
 }
 
-func checkDevice(path string, needed bool, remedy string) finding {
-	f := finding{name: strings.TrimPrefix(path, "/dev/xen/") + " device", needed: needed, detail: path}
+// checkDevice looks for a device that is not needed for everything.
+func checkDevice(path, remedy string) finding {
+	f := finding{name: strings.TrimPrefix(path, "/dev/xen/") + " device", detail: path}
 	_, err := os.Stat(path)
 	switch {
 	case err == nil:

@@ -88,7 +88,7 @@ func newReport(name, short string, print func(w io.Writer, g *guest.Guest) error
 		Use:                   name + " DOMAIN",
 		Short:                 short,
 		Long:                  long,
-		Example:               "gdbserver-xen " + name + " mydomain",
+		Example:               "  gdbserver-xen " + name + " mydomain",
 		DisableFlagsInUseLine: true,
 		Args:                  oneDomain,
 		ValidArgsFunction:     completeDomain,

@@ -62,7 +62,7 @@ func listen(ctx context.Context, comm string) (listener, error) {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(host, port))
 	if err != nil {
 		if errors.Is(err, syscall.EADDRINUSE) {
-			err = fmt.Errorf("%w: choose another port, or 0 for any that is free", err)
+			err = fmt.Errorf("%w, perhaps by another gdbserver-xen: choose another port, or 0 for any that is free", err)
 		}
 		return nil, err
 	}

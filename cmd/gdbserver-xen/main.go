@@ -76,12 +76,14 @@ func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "gdbserver-xen COMM --attach DOMAIN",
 		Short: "let GDB and LLDB debug Xen guests",
-		Long: `gdbserver-xen runs in dom0, attaches to a running domain and lets an
-unmodified GDB or LLDB, on this machine or another, read its registers and
-memory and take backtraces of its vCPUs. When the debugger detaches, the domain
-runs on as if nothing had been there.
+		Long: `gdbserver-xen runs in dom0, attaches to a running domain and lets an unmodified
+GDB or LLDB, on this machine or another, read and write its registers and memory,
+take backtraces of its vCPUs, and break, watch, step and continue. When the
+debugger detaches or goes away, the domain gets back what it had, and runs on.
 
-Start with: gdbserver-xen attach DOMAIN`,
+Start with: gdbserver-xen attach DOMAIN
+Without a debugger: bt, dmesg, ps, lsmod and regs print what is in a domain.
+If something does not work: gdbserver-xen doctor, and doctor DOMAIN, tell why.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case domain != "" && len(args) != 1:
@@ -180,6 +182,7 @@ func newHelp() *cobra.Command {
 	return &cobra.Command{
 		Use:                   "help [COMMAND]",
 		Short:                 "show the help of a command",
+		Long:                  "Show the help of a command or, without one, what commands there are.",
 		DisableFlagsInUseLine: true,
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			var names []string

@@ -98,7 +98,7 @@ func manPage(cmd *cobra.Command) string {
 		line(`\fB%s\fR %s`, roff(cmd.CommandPath()+name), roff(rest))
 	}
 	line(".SH DESCRIPTION")
-	b.WriteString(paragraphs(cmd.Long, cmd.Short))
+	b.WriteString(paragraphs(cmd.Long))
 	if cmd.HasAvailableSubCommands() {
 		line(".SH COMMANDS")
 		for _, c := range cmd.Commands() {
@@ -146,10 +146,7 @@ func manPage(cmd *cobra.Command) string {
 
 // paragraphs gives text with its paragraphs, those that are indented as they
 // stand.
-func paragraphs(text, short string) string {
-	if text == "" {
-		text = strings.ToUpper(short[:1]) + short[1:] + "."
-	}
+func paragraphs(text string) string {
 	var b strings.Builder
 	for i, p := range strings.Split(text, "\n\n") {
 		if i > 0 {

@@ -16,6 +16,7 @@ func newVersion() *cobra.Command {
 	return &cobra.Command{
 		Use:                   "version",
 		Short:                 "print the version, and the Xen releases that are known",
+		Long:                  "Print the version, and the Xen releases that are known.",
 		DisableFlagsInUseLine: true,
 		Args:                  noArguments,
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return printVersion(cmd) },
