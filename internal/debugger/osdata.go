@@ -36,7 +36,7 @@ func (t *Target) Table(name string) (rsp.Table, error) {
 		if one.Name == name {
 			table, err := one.make(t)
 			if err != nil && len(table.Rows) > 0 {
-				t.log.Warn("a table for info os is not whole", "table", name, "error", err)
+				t.log.Warn("a table for info os is not whole", "table", name, "err", err)
 				err = nil
 			}
 			return table, clientError(err)
@@ -54,7 +54,7 @@ func (t *Target) domainTable() (rsp.Table, error) {
 	names := map[xen.DomID]string{}
 	if t.names != nil {
 		if names, err = t.names(domains); err != nil {
-			t.log.Warn("domains have no names", "error", err)
+			t.log.Warn("domains have no names", "err", err)
 		}
 	}
 	for _, d := range domains {
