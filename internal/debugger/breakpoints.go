@@ -278,7 +278,7 @@ func (t *Target) judge(n int, b *breakpoint) (stop bool) {
 	m := &machine{t: t, n: n}
 	stop, err := b.Hit(m, t.print)
 	if err != nil {
-		t.print(fmt.Sprintf("The breakpoint at %#x: %v.\n", b.Addr, err))
+		t.print(fmt.Sprintf("The %v.\n", err))
 	}
 	t.hits++
 	if !stop {

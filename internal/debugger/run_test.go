@@ -3,6 +3,7 @@ package debugger
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -188,6 +189,26 @@ func TestConditions(t *testing.T) {
 	b.Conditions = []agent.Expr{raxIsOne}
 	insert(t, target, b)
 	wantStop(t, stopAfter(t, target, all), 2, rsp.SoftwareBreakpoint)
+}
+
+// A condition that cannot be evaluated stops the guest, and the client reads why.
+func TestConditionFails(t *testing.T) {
+	readNull, err := agent.Parse([]byte{0x22, 0, 0x17, 0x27}) // const8 0; ref8; end
+	if err != nil {
+		t.Fatal(err)
+	}
+	target, _ := newScripted(t, nil,
+		scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{hit0}, rip: map[int]uint64{0: spot}})
+	var said strings.Builder
+	target.SetConsole(func(text string) { said.WriteString(text) })
+	b := breakpointAtSpot
+	b.Conditions = []agent.Expr{readNull}
+	insert(t, target, b)
+	wantStop(t, stopAfter(t, target, all), 1, rsp.SoftwareBreakpoint)
+	want := fmt.Sprintf("The condition of the software breakpoint at %#x: ", uint64(spot))
+	if !strings.HasPrefix(said.String(), want) || !strings.HasSuffix(said.String(), ".\n") {
+		t.Errorf("said %q", said.String())
+	}
 }
 
 // Under a step, others are held whatever the client says of them. One that lands
