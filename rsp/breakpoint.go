@@ -142,11 +142,11 @@ func (s *session) parseBreakpoint(a *arguments) (Breakpoint, error) {
 	if b.Conditions, err = parseExpressions(conditions); err != nil || !hasCommands {
 		return b, err
 	}
-	persist, rest, ok := parseNumber(commands)
+	// Whether they are to be run when the client is gone, too: none are.
+	_, rest, ok := parseNumber(commands)
 	if !ok || len(rest) == 0 || rest[0] != ',' {
 		return b, fmt.Errorf("%w: commands of a breakpoint", errMalformed)
 	}
-	b.Persist = persist != 0
 	b.Commands, err = parseExpressions(rest[1:])
 	return b, err
 }

@@ -25,9 +25,6 @@ func TestBreakpoints(t *testing.T) {
 			for _, e := range b.Commands {
 				text += fmt.Sprintf(" do %s", e)
 			}
-			if b.Persist {
-				text += " persist"
-			}
 			all = append(all, text)
 		}
 		return strings.Join(all, "\n")
@@ -38,7 +35,7 @@ func TestBreakpoints(t *testing.T) {
 		{"Z0,1000,1;X3,220127", "OK", "0 1.1 1000 1 if const8 1; end"},
 		{"Z0,1000,1;X3,220127X6,260005220713", "E.malformed packet: invalid agent expression: no instruction at 6", "0 1.1 1000 1 if const8 1; end"},
 		{"Z0,1000,1;X3,220127X3,220227", "OK", "0 1.1 1000 1 if const8 1; end if const8 2; end"},
-		{"Z0,1000,1;cmds:1,X3,220127X3,220227", "OK", "0 1.1 1000 1 do const8 1; end do const8 2; end persist"},
+		{"Z0,1000,1;cmds:1,X3,220127X3,220227", "OK", "0 1.1 1000 1 do const8 1; end do const8 2; end"},
 		{"Z0,1000,1;X3,220327;cmds:0,X3,220127", "OK", "0 1.1 1000 1 if const8 3; end do const8 1; end"},
 		{"z0,1000,1;X3,220327;cmds:0,X3,220127", "OK", ""},
 		{"z0,1000,1", "OK", ""},

@@ -134,9 +134,12 @@ func (s *session) enableErrorStrings(*arguments) error {
 	return s.ok()
 }
 
+// triple tells lldb what runs in the target; without one it guesses.
+const triple = "x86_64-unknown-linux"
+
 // hostInfo handles qHostInfo.
 func (s *session) hostInfo(*arguments) error {
-	s.out = appendHexString(append(s.out, "triple:"...), s.triple)
+	s.out = appendHexString(append(s.out, "triple:"...), triple)
 	s.out = append(s.out, ";ptrsize:8;endian:little;"...)
 	if _, ok := s.target.(Breakpointer); ok {
 		// x86 reports an access to memory when it has been made.
@@ -153,7 +156,7 @@ func (s *session) processInfo(*arguments) error {
 		return err
 	}
 	s.out = strconv.AppendInt(append(s.out, "pid:"...), int64(s.general.PID), 16)
-	s.out = appendHexString(append(s.out, ";triple:"...), s.triple)
+	s.out = appendHexString(append(s.out, ";triple:"...), triple)
 	s.out = append(s.out, ";ptrsize:8;endian:little;"...)
 	if known && r.BuildID != "" {
 		s.out = fmt.Appendf(s.out, "main-binary-uuid:%s;main-binary-slide:%x;", r.BuildID, r.Slide)

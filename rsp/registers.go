@@ -47,9 +47,6 @@ func (r *Registers) Index(name string) (int, bool) {
 	return i, ok
 }
 
-// Offset returns where register i begins in the g packet, in bytes.
-func (r *Registers) Offset(i int) int { return r.offsets[i] }
-
 // Size returns the size of register i in bytes.
 func (r *Registers) Size(i int) int { return r.offsets[i+1] - r.offsets[i] }
 

@@ -34,11 +34,8 @@ import (
 	"sync/atomic"
 )
 
-// Defaults of Config.
-const (
-	DefaultPacketSize = 0x20000
-	DefaultTriple     = "x86_64-unknown-linux"
-)
+// DefaultPacketSize is that of Config.
+const DefaultPacketSize = 0x20000
 
 // minPacketSize holds the longest fixed request and keeps paging useful.
 const minPacketSize = 256
@@ -50,8 +47,6 @@ type Config struct {
 	// PacketSize is the longest request in bytes, without its frame, and about
 	// the longest reply. 0 for DefaultPacketSize; at least 256.
 	PacketSize int
-	// Triple tells lldb what runs in the target. "" for DefaultTriple.
-	Triple string
 }
 
 // Serve serves one client on conn until it detaches, goes away, or ctx ends. It
@@ -101,7 +96,6 @@ type session struct {
 	pc        int // number of the program counter, or -1
 
 	packetSize int
-	triple     string
 
 	// What the client said of itself.
 	dialect       dialect
@@ -161,9 +155,6 @@ func newSession(conn io.ReadWriter, t Target, cfg Config) (*session, error) {
 	if cfg.PacketSize == 0 {
 		cfg.PacketSize = DefaultPacketSize
 	}
-	if cfg.Triple == "" {
-		cfg.Triple = DefaultTriple
-	}
 	if cfg.PacketSize < minPacketSize {
 		return nil, fmt.Errorf("packet size %d is under %d", cfg.PacketSize, minPacketSize)
 	}
@@ -182,7 +173,6 @@ func newSession(conn io.ReadWriter, t Target, cfg Config) (*session, error) {
 		targetXML:  d.AppendXML(nil),
 		pc:         -1,
 		packetSize: cfg.PacketSize,
-		triple:     cfg.Triple,
 		acks:       true,
 		refused:    make(map[Place]error),
 		waits:      make(chan context.Context),

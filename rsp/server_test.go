@@ -137,7 +137,7 @@ func TestRegisters(t *testing.T) {
 		t.Fatal(err)
 	}
 	regs := f.Registers(1)
-	if want := 2 * regs.Offset(regs.Len()); len(g) != want {
+	if want := 2 * sizeOf(regs, regs.Len()); len(g) != want {
 		t.Fatalf("g has %d digits, want %d", len(g), want)
 	}
 	xmm0, _ := regs.Index("xmm0")

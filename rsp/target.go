@@ -36,7 +36,6 @@ type Thread struct {
 	ID   ThreadID
 	Name string // short, as "vCPU 0"
 	Core int    // number of the virtual CPU
-	Info string // free text, as "kernel mode, running"; see Describer
 }
 
 // A Target is an inferior. Its methods are called one at a time, not always from
@@ -144,10 +143,10 @@ type StopReply struct {
 	Expedite []int
 }
 
-// A Describer is a Target whose threads have an Info that costs something to find
-// out: it is asked for those that a client wants to read of.
+// A Describer is a Target that says how its threads stand, for people.
 type Describer interface {
-	Describe(id ThreadID) (info string)
+	// Describe gives free text, as "kernel mode, blocked".
+	Describe(id ThreadID) string
 }
 
 // A Stepper is a Target that can step single threads; others refuse s, S and r.
@@ -185,9 +184,6 @@ type Breakpoint struct {
 	// Commands are run when a hit would stop the target, which then goes on
 	// (dprintf). None: it stops.
 	Commands []agent.Expr
-	// Persist says that the commands are to be run also when the client is
-	// gone.
-	Persist bool
 }
 
 // A Breakpointer is a Target that can stop by itself. The others get an empty

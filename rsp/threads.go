@@ -158,8 +158,13 @@ func (s *session) threadInfo(a *arguments) error {
 	if err != nil {
 		return err
 	}
-	t.Info = s.info(&t)
-	text := t.text()
+	text := s.describe(t.ID)
+	switch {
+	case text == "":
+		text = t.Name
+	case t.Name != "":
+		text = t.Name + ": " + text
+	}
 	s.out = appendHexString(s.out, text[:min(len(text), s.packetSize/2)])
 	return nil
 }
@@ -182,23 +187,12 @@ func (s *session) thread(id ThreadID) (Thread, error) {
 	return Thread{}, ErrNoThread
 }
 
-// info is what a thread's list says of it for people.
-func (s *session) info(t *Thread) string {
+// describe gives how a thread stands, for people.
+func (s *session) describe(id ThreadID) string {
 	if d, ok := s.target.(Describer); ok {
-		return d.Describe(t.ID)
+		return d.Describe(id)
 	}
-	return t.Info
-}
-
-// text is what a list of threads says of one beside its id.
-func (t *Thread) text() string {
-	switch {
-	case t.Name == "":
-		return t.Info
-	case t.Info == "":
-		return t.Name
-	}
-	return t.Name + ": " + t.Info
+	return ""
 }
 
 // threadsXML handles qXfer:threads:read. The list is made when it is read from
@@ -219,7 +213,7 @@ func (s *session) threadsXML(a *arguments) error {
 			if t.Name != "" {
 				x = appendXMLText(append(x, `" name="`...), t.Name)
 			}
-			x = appendXMLText(append(x, `">`...), s.info(&t))
+			x = appendXMLText(append(x, `">`...), s.describe(t.ID))
 			x = append(x, "</thread>\n"...)
 		}
 		s.threadList = append(x, "</threads>\n"...)

@@ -38,7 +38,7 @@ func (t *Target) Watchpoints() int { return debugSlots }
 func (t *Target) InsertBreakpoint(b rsp.Breakpoint) error {
 	key := b.Place()
 	if old := t.breakpoints[key]; old != nil {
-		old.Conditions, old.Commands, old.Persist = b.Conditions, b.Commands, b.Persist
+		old.Conditions, old.Commands = b.Conditions, b.Commands
 		return nil
 	}
 	if t.noEngine != nil {

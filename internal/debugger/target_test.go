@@ -67,13 +67,19 @@ func wait(t *testing.T, target *Target) rsp.StopReply {
 	return stop
 }
 
-// described gives the threads as a client's list shows them.
-func described(target *Target) ([]rsp.Thread, error) {
+// A standing is a thread, and how it stands.
+type standing struct {
+	Thread rsp.Thread
+	How    string
+}
+
+// standings gives the threads as a client's list shows them.
+func standings(target *Target) (list []standing, err error) {
 	threads, err := target.Threads()
-	for i := range threads {
-		threads[i].Info = target.Describe(threads[i].ID)
+	for _, th := range threads {
+		list = append(list, standing{th, target.Describe(th.ID)})
 	}
-	return threads, err
+	return list, err
 }
 
 func TestThreads(t *testing.T) {
@@ -82,12 +88,12 @@ func TestThreads(t *testing.T) {
 		d.VCPU(2).Online = false
 		d.VCPU(3).Blocked = true
 	})
-	want := []rsp.Thread{
-		{ID: thread(1), Name: "vCPU 0", Core: 0, Info: "kernel mode"},
-		{ID: thread(2), Name: "vCPU 1", Core: 1, Info: "user mode"},
-		{ID: thread(4), Name: "vCPU 3", Core: 3, Info: "kernel mode, blocked"},
+	want := []standing{
+		{rsp.Thread{ID: thread(1), Name: "vCPU 0", Core: 0}, "kernel mode"},
+		{rsp.Thread{ID: thread(2), Name: "vCPU 1", Core: 1}, "user mode"},
+		{rsp.Thread{ID: thread(4), Name: "vCPU 3", Core: 3}, "kernel mode, blocked"},
 	}
-	got, err := described(target)
+	got, err := standings(target)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,8 +115,8 @@ func TestThreads(t *testing.T) {
 		wait(t, target)
 	}
 	again()
-	got, err = described(target)
-	if err != nil || len(got) != 4 || got[2].Info != "kernel mode, offline" {
+	got, err = standings(target)
+	if err != nil || len(got) != 4 || got[2].How != "kernel mode, offline" {
 		t.Errorf("with all vCPUs off: %+v, %v", got, err)
 	}
 	if err := target.Resume(all); err != nil {
@@ -127,8 +133,8 @@ func TestThreadsOfRunningGuest(t *testing.T) {
 	if err := target.Resume(all); err != nil {
 		t.Fatal(err)
 	}
-	got, err := described(target)
-	if err != nil || len(got) != 1 || got[0].Info != "running" {
+	got, err := standings(target)
+	if err != nil || len(got) != 1 || got[0].How != "running" {
 		t.Errorf("got %+v, %v", got, err)
 	}
 	if err := target.ReadRegisters(thread(1), rsp.NewRegisters(target.Description())); !errors.Is(err, rsp.ErrRunning) {
@@ -173,7 +179,7 @@ func TestContextsAreReadOnce(t *testing.T) {
 			t.Errorf("a stop, the list of threads and registers of two read %d contexts", n)
 		}
 		for range 2 {
-			if _, err := described(target); err != nil {
+			if _, err := standings(target); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -72,6 +72,7 @@ var (
 	_ rsp.Watcher      = (*Target)(nil)
 	_ rsp.Talker       = (*Target)(nil)
 	_ rsp.Monitor      = (*Target)(nil)
+	_ rsp.Describer    = (*Target)(nil)
 )
 
 // Addresses in the memory of NewTarget.
@@ -106,7 +107,6 @@ func NewTarget(n int) *Target {
 			ID:   rsp.ThreadID{PID: 1, TID: i + 1},
 			Name: fmt.Sprintf("vCPU %d", i),
 			Core: i,
-			Info: "kernel mode",
 		})
 		t.regs = append(t.regs, sampleRegisters(t.desc, i))
 	}
@@ -221,6 +221,9 @@ func (t *Target) Threads() ([]rsp.Thread, error) {
 	defer t.leave()
 	return t.threads, err
 }
+
+// Describe says that a thread is in its kernel.
+func (t *Target) Describe(rsp.ThreadID) string { return "kernel mode" }
 
 func (t *Target) registers(id rsp.ThreadID, regs *rsp.Registers) (*rsp.Registers, error) {
 	if regs.Len() != t.regs[0].Len() {
