@@ -532,8 +532,8 @@ func TestRegs(t *testing.T) {
 		t.Fatalf("exit code %d: %s", code, &errs)
 	}
 	for _, want := range []string{
-		"vCPU 0, running, kernel mode:\n  rip       ", "  eflags    00000246  [ PF ZF IF ]\n", "\n  rax       0000000000001234  rbx       ",
-		"\n  efer      ----------------\n", "\n\nvCPU 1, running, kernel mode:\n",
+		"vCPU 0, kernel mode:\n  rip       ", "  eflags    00000246  [ PF ZF IF ]\n", "\n  rax       0000000000001234  rbx       ",
+		"\n  efer      ----------------\n", "\n\nvCPU 1, kernel mode:\n",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, &out)

@@ -35,7 +35,7 @@ func writeBacktraces(w io.Writer, g *guest.Guest, k *linux.Kernel, mem linux.Mem
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(w, "\nvCPU %d, %s:\n", n, stateWord(state))
+		fmt.Fprintf(w, "\nvCPU %d, %s:\n", n, stateText(state))
 		frames := []linux.Frame{{RIP: r.RIP, UserMode: true}}
 		if !state.UserMode {
 			frames, err = k.Unwind(mem, linux.Registers{
@@ -90,17 +90,6 @@ func eachVCPU(g *guest.Guest, do func(n int, state guest.State, r x86.Registers)
 		}
 	}
 	return nil
-}
-
-// stateWord says how a vCPU is scheduled.
-func stateWord(s guest.State) string {
-	switch {
-	case s.Blocked:
-		return "blocked"
-	case s.Online:
-		return "running"
-	}
-	return "offline"
 }
 
 // writeFrame prints a frame, and before it what has led from it to the one above.

@@ -45,10 +45,7 @@ func writeRegisters(w io.Writer, g *guest.Guest, k *linux.Kernel, mem linux.Memo
 	}
 	first := true
 	return eachVCPU(g, func(n int, state guest.State, r x86.Registers) error {
-		mode, place := "kernel mode", ""
-		if state.UserMode {
-			mode = "user mode"
-		}
+		place := ""
 		if k != nil {
 			place, _ = k.Place(linux.Frame{RIP: r.RIP, UserMode: state.UserMode})
 		}
@@ -56,7 +53,7 @@ func writeRegisters(w io.Writer, g *guest.Guest, k *linux.Kernel, mem linux.Memo
 			fmt.Fprintln(w)
 		}
 		first = false
-		fmt.Fprintf(w, "vCPU %d, %s, %s:\n", n, stateWord(state), mode)
+		fmt.Fprintf(w, "vCPU %d, %s:\n", n, stateText(state))
 		for _, line := range registerLines {
 			text := registerLine(&r, line)
 			if line[0] == "rip" && place != "" {

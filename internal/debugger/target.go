@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
 	"time"
 
 	"gdbserver-xen/internal/engine"
@@ -144,19 +143,22 @@ func (t *Target) Describe(id rsp.ThreadID) string {
 	case err != nil:
 		return err.Error()
 	}
-	var words []string
-	if state.UserMode {
-		words = append(words, "user mode")
-	} else {
-		words = append(words, "kernel mode")
+	return stateText(state)
+}
+
+// stateText tells how a vCPU of a paused guest stands.
+func stateText(s guest.State) string {
+	text := "kernel mode"
+	if s.UserMode {
+		text = "user mode"
 	}
 	switch {
-	case !state.Online:
-		words = append(words, "offline")
-	case state.Blocked:
-		words = append(words, "blocked")
+	case !s.Online:
+		text += ", offline"
+	case s.Blocked:
+		text += ", blocked"
 	}
-	return strings.Join(words, ", ")
+	return text
 }
 
 // ReadRegisters reads the registers of a vCPU.

@@ -46,7 +46,7 @@ func (s *printedStack) kernelFrames() []string {
 }
 
 var (
-	printedVCPU  = regexp.MustCompile(`^vCPU (\d+), (running|blocked):$`)
+	printedVCPU  = regexp.MustCompile(`^vCPU (\d+), (?:kernel|user) mode(?:, blocked)?:$`)
 	printedFrame = regexp.MustCompile(`^#(\d+) +0x([0-9a-f]{16})(?: (\S+)\+0x([0-9a-f]+))?$`)
 )
 
