@@ -117,7 +117,7 @@ func demo(ctx context.Context, f *demoFlags) (err error) {
 	}
 	c.step("the guest still ticks: it has counted to %d", g.Ticks())
 	if f.keep {
-		fmt.Println("the host stays up: xenlab shell, xenlab console; Ctrl-C ends it")
+		fmt.Printf("the host stays up: %[1]s shell, %[1]s console; Ctrl-C ends it\n", os.Args[0])
 		select {
 		case <-ctx.Done():
 		case <-h.Done():

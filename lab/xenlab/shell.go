@@ -53,7 +53,7 @@ func running(pid int) (lab.Remote, error) {
 	}
 	switch {
 	case len(hosts) == 0:
-		return lab.Remote{}, fmt.Errorf("no host is up: start one with xenlab up")
+		return lab.Remote{}, fmt.Errorf("no host is up: start one with `make lab`")
 	case pid != 0:
 		return lab.Remote{}, fmt.Errorf("no host has that process: there is %s", strings.Join(pids, ", "))
 	default:

@@ -73,18 +73,20 @@ func up(ctx context.Context, f *hostFlags, symbols bool) (err error) {
 xen %s with linux %s, and a %s guest named %s (domain %d)
 
 dom0's shell:
-  xenlab shell
+  %[11]s shell
 the guest's console:
-  xenlab console
-start the server in dom0:%s
-  xenlab shell gdbserver-xen attach --listen 0.0.0.0:%d %[4]s
-then connect gdb:
+  %[11]s console
+the server in dom0 and gdb here, with and without the kernel's symbol file:%[6]s
+  gdb -ex 'target remote | %[11]s shell gdbserver-xen attach --listen stdio %[4]s' %[9]s
+  gdb -ex 'target remote | %[11]s shell gdbserver-xen attach --listen stdio %[4]s'
+or, for debuggers that connect to a port:
+  %[11]s shell gdbserver-xen attach --listen 0.0.0.0:%[7]d %[4]s
   gdb -ex 'target remote %[8]s' %[9]s
 files to and from dom0's /share:
   %[10]s
 
 Ctrl-C ends it all.
-`, h.XenVersion(), h.KernelRelease(), guestCfg.Kind, g.Name(), g.ID(), serverHint, serverPort, addr, vmlinux, h.ShareDir())
+`, h.XenVersion(), h.KernelRelease(), guestCfg.Kind, g.Name(), g.ID(), serverHint, serverPort, addr, vmlinux, h.ShareDir(), os.Args[0])
 
 	select {
 	case <-ctx.Done():
