@@ -7,19 +7,17 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"strconv"
 )
 
 // loggedBytes is how much of a packet goes into a log record.
 const loggedBytes = 256
 
-// A loggedPacket is a payload that is escaped, and cut, when it is logged.
+// A loggedPacket is a payload that is cut when it is logged. The handler escapes it.
 type loggedPacket []byte
 
 // LogValue implements slog.LogValuer.
 func (p loggedPacket) LogValue() slog.Value {
-	quoted := strconv.QuoteToASCII(string(p[:min(len(p), loggedBytes)]))
-	text := quoted[1 : len(quoted)-1]
+	text := string(p[:min(len(p), loggedBytes)])
 	if len(p) > loggedBytes {
 		text += fmt.Sprintf("... (%d bytes)", len(p))
 	}

@@ -564,7 +564,7 @@ func TestLog(t *testing.T) {
 	rsptest.Script{{"X1000,2:\x00\x03", "OK"}, {"x1000,400", "b*"}}.Run(t, c)
 	c.Post("k")
 	c.Served()
-	for _, want := range []string{"layer=rsp", `packet=X1000,2:\x00\x03`, "(1025 bytes)"} {
+	for _, want := range []string{"layer=rsp", `packet="X1000,2:\x00\x03"`, "(1025 bytes)"} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("no %s in\n%s", want, text.String())
 		}
