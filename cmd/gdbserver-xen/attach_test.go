@@ -555,6 +555,7 @@ func TestDoctorDomain(t *testing.T) {
 		"no   memory read      ", // its vCPUs' rsp and rip lead nowhere
 		"yes  pause, continue  all vCPUs together\n",
 		"no   breakpoints      ",
+		"no   kernel           no Linux kernel ",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, &out)

@@ -34,8 +34,9 @@ what is missing and what to do. The exit code is 1 if something is missing that
 nothing works without.
 
 With a domain, given by number or name: try what can be done with it, and print
-a line for each thing: yes and by what means, or no and why not. The domain is
-paused for a moment meanwhile, and is as it was after it.`,
+a line for each thing: yes and by what means, or no and why not. Of a Linux it
+tells which it is, and which package has its symbol file. The domain is paused for
+a moment meanwhile, and is as it was after it.`,
 		Example: `  gdbserver-xen doctor
   gdbserver-xen doctor mydomain`,
 		DisableFlagsInUseLine: true,
@@ -73,7 +74,8 @@ paused for a moment meanwhile, and is as it was after it.`,
 // examineDomain prints what can be done with a domain.
 func examineDomain(cmd *cobra.Command, domain string) error {
 	return withDomain(cmd, domain, func(g *guest.Guest, log *slog.Logger) error {
-		return debugger.WriteCapabilities(cmd.OutOrStdout(), debugger.Capabilities(g, log))
+		cs, err := debugger.Capabilities(g, log)
+		return errors.Join(debugger.WriteCapabilities(cmd.OutOrStdout(), cs), err)
 	})
 }
 

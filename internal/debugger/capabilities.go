@@ -13,14 +13,20 @@ import (
 )
 
 // Capabilities tells what a client can do with a guest: what the guest's own
-// capabilities are, and what the engine of its choice can do.
-// Preconditions: the guest is paused.
-func Capabilities(g *guest.Guest, log *slog.Logger) []guest.Capability {
+// capabilities are, what the engine of its choice can do, and what its kernel says
+// of itself.
+// Preconditions: the guest is paused, and is so after.
+func Capabilities(g *guest.Guest, log *slog.Logger) ([]guest.Capability, error) {
 	e, err := engine.Choose(g, "", log)
 	if err == nil {
 		err = e.Close()
 	}
-	return capabilities(g, e, err)
+	cs := capabilities(g, e, err)
+	k, _, err := findWhileRunning(g)
+	if err != nil && !g.Paused() {
+		return cs, err
+	}
+	return append(cs, kernelCapabilities(k, err)...), nil
 }
 
 // capabilities tells what can be done with an engine, or without it for the
