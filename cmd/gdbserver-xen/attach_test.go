@@ -338,6 +338,7 @@ func TestUnixSocket(t *testing.T) {
 func TestOpenAddressWarns(t *testing.T) {
 	fakeDomain(t, 0)
 	s := start(t, "attach", "--listen", "0.0.0.0:0", "3")
+	s.wait(t, "listening on 0.0.0.0:") // and not on all addresses of IPv6 too
 	s.wait(t, "can be reached from other machines, and whoever connects controls the domain")
 	if strings.Contains(s.String(), "target remote 0.0.0.0") {
 		t.Errorf("no address to type in\n%s", s)

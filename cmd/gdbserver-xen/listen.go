@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -59,9 +60,17 @@ func listen(ctx context.Context, comm string) (listener, error) {
 	if _, err := new(net.Resolver).LookupPort(ctx, "tcp", port); err != nil {
 		return nil, usagef("cannot listen on %q: no port %q", comm, port)
 	}
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(host, port))
+	// "tcp" would take 0.0.0.0 for all addresses of IPv6, too.
+	network := "tcp"
+	if addr, err := netip.ParseAddr(host); err == nil && addr.Is4() {
+		network = "tcp4"
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, network, net.JoinHostPort(host, port))
 	if err != nil {
-		if errors.Is(err, syscall.EADDRINUSE) {
+		switch {
+		case errors.Is(err, syscall.EADDRNOTAVAIL):
+			err = fmt.Errorf("%w: HOST is to be an address of this machine, or empty", err)
+		case errors.Is(err, syscall.EADDRINUSE):
 			err = fmt.Errorf("%w, perhaps by another gdbserver-xen: choose another port, or 0 for any that is free", err)
 		}
 		return nil, err
