@@ -159,6 +159,9 @@ func (s *server) canUse(g *guest.Guest) error {
 	if err == nil {
 		err = e.Close()
 	}
+	if err != nil {
+		err = fmt.Errorf("--engine %s: %w: `gdbserver-xen doctor %d` tells what the domain has without it", s.opts.engine, err, s.id)
+	}
 	return err
 }
 
