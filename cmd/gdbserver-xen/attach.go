@@ -236,7 +236,7 @@ func lldbAddress(address string) string {
 }
 
 // serve serves clients, one after the other, until one has detached, none can
-// come any more, or ctx ends. It gives the domain back.
+// come any more, the domain is gone, or ctx ends. It gives the domain back.
 func (s *server) serve(ctx context.Context, g *guest.Guest) error {
 	for {
 		conn, ok := s.next(ctx)
@@ -303,19 +303,33 @@ func (s *server) giveBack(ctx context.Context, g *guest.Guest) error {
 			return err
 		}
 	}
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		say(s.out, "stopped by a signal, domain %d is as it was", s.id)
+	case s.gone():
+		say(s.out, "domain %d is gone", s.id)
 	}
 	return nil
 }
 
-// next waits for a client.
+// gonePoll is how often a server without a client looks whether the domain is gone.
+const gonePoll = time.Second
+
+// next waits for a client, as long as there is a domain for it.
 func (s *server) next(ctx context.Context) (connection, bool) {
-	select {
-	case conn, ok := <-s.clients:
-		return conn, ok
-	case <-ctx.Done():
-		return connection{}, false
+	poll := time.NewTicker(gonePoll)
+	defer poll.Stop()
+	for {
+		select {
+		case conn, ok := <-s.clients:
+			return conn, ok
+		case <-ctx.Done():
+			return connection{}, false
+		case <-poll.C:
+			if s.gone() {
+				return connection{}, false
+			}
+		}
 	}
 }
 

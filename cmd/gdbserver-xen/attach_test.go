@@ -299,6 +299,27 @@ func TestDestroyed(t *testing.T) {
 	s.wait(t, "gdbserver-xen: domain 3 is gone")
 }
 
+// A server does not wait for clients of a domain that is gone.
+func TestDestroyedWithoutClient(t *testing.T) {
+	for name, meanwhile := range map[string]func(s *job){
+		"before the first": func(*job) {},
+		"after one that went away": func(s *job) {
+			s.dial("tcp").Close()
+			s.wait(t, " went away without detaching")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := fakeDomain(t, 0)
+			s := start(t, "attach", "--listen", ":0", "3")
+			s.wait(t, "listening on ")
+			meanwhile(s)
+			d.Destroy()
+			s.ends(0)
+			s.wait(t, "gdbserver-xen: domain 3 is gone")
+		})
+	}
+}
+
 func TestUnixSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sock")
 	// What a server that was killed leaves behind.
