@@ -50,6 +50,7 @@ CHECK = $(TALLY) check -o $(RESULTS)/checks.json -name
 
 .PHONY: checks
 checks: $(TALLY)
+	@mkdir -p $(RESULTS)
 	@$(CHECK) gofmt .ci/gofmt
 	@$(CHECK) vet $(GO) vet ./...
 	@$(CHECK) staticcheck $(GO) tool staticcheck ./...
@@ -57,6 +58,7 @@ checks: $(TALLY)
 
 .PHONY: unit
 unit: $(TALLY)
+	@mkdir -p $(RESULTS)
 	@race=; if command -v gcc >/dev/null; then race=-race; fi; \
 	$(TALLY) run -o $(RESULTS)/unit.json env -u GDBSERVER_XEN_LAB $(GO) test -json $$race -timeout 5m ./...
 
