@@ -90,9 +90,6 @@ func (t *Target) unplant(b *breakpoint) error {
 	return clientError(err)
 }
 
-// errNoSlot says that the processor has no debug register left.
-var errNoSlot = fmt.Errorf("%w: the processor has %d debug registers", rsp.ErrNotSupported, debugSlots)
-
 // takeSlots finds debug registers for a breakpoint, and sets them on all vCPUs.
 func (t *Target) takeSlots(b *breakpoint) error {
 	pieces := []slot{{of: b, addr: b.Addr, size: 1}}
@@ -103,7 +100,7 @@ func (t *Target) takeSlots(b *breakpoint) error {
 		}
 	}
 	before := t.slots
-	used, guests := 0, t.guestSlots()
+	needed, used, guests := len(pieces), 0, t.guestSlots()
 	for i := range t.slots {
 		s := &t.slots[i]
 		switch {
@@ -118,7 +115,8 @@ func (t *Target) takeSlots(b *breakpoint) error {
 	}
 	if len(pieces) > 0 {
 		t.slots = before
-		return fmt.Errorf("%w, and %d of them are in use", errNoSlot, used)
+		return fmt.Errorf("%w: %d of the %d debug registers are in use, and this needs %d: delete a watchpoint or hardware breakpoint first",
+			rsp.ErrNotSupported, used, debugSlots, needed)
 	}
 	if err := t.setDebugRegs(); err != nil {
 		t.slots = before

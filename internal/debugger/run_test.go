@@ -325,7 +325,7 @@ func TestDebugRegisters(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = target.InsertBreakpoint(rsp.Breakpoint{Kind: rsp.HardwareBreakpoint, Thread: thread(1), Addr: text + 1, Size: 1})
-	if !errors.Is(err, rsp.ErrNotSupported) || !strings.Contains(err.Error(), "4 of them are in use") {
+	if !errors.Is(err, rsp.ErrNotSupported) || !strings.Contains(err.Error(), "4 of the 4 debug registers are in use, and this needs 1: delete") {
 		t.Errorf("a fifth: %v", err)
 	}
 	stop := stopAfter(t, target, all)
