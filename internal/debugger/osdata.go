@@ -58,8 +58,16 @@ func (t *Target) domainTable() (rsp.Table, error) {
 		}
 	}
 	for _, d := range domains {
+		up := d.OnlineVCPUs
+		if d.ID == t.guest.ID() { // some of whose may be held offline
+			vcpus, err := t.guest.VCPUs()
+			if err != nil {
+				return table, err
+			}
+			up = len(vcpus)
+		}
 		table.Rows = append(table.Rows, []string{
-			strconv.Itoa(int(d.ID)), names[d.ID], d.Kind.String(), strconv.Itoa(d.OnlineVCPUs),
+			strconv.Itoa(int(d.ID)), names[d.ID], d.Kind.String(), strconv.Itoa(up),
 			strconv.FormatUint(d.TotalPages*xen.PageSize>>20, 10), DomainState(d),
 		})
 	}
