@@ -42,7 +42,9 @@ const (
 	kindFunction  = 12
 	kindPrototype = 13
 	kindVariable  = 14
+	kindSection   = 15 // where variables are
 	kindFloat     = 16
+	kindDeclTag   = 17
 	kindTypeTag   = 18
 	kindEnum64    = 19
 )
@@ -52,7 +54,7 @@ const (
 var btfExtra = []struct{ fixed, each int }{
 	kindInt: {4, 0}, kindPointer: {}, kindArray: {12, 0}, kindStruct: {0, 12}, kindUnion: {0, 12}, kindEnum: {0, 8},
 	kindForward: {}, kindTypedef: {}, kindVolatile: {}, kindConst: {}, kindRestrict: {}, kindFunction: {},
-	kindPrototype: {0, 8}, kindVariable: {4, 0}, 15: {0, 12}, kindFloat: {}, 17: {4, 0}, kindTypeTag: {}, kindEnum64: {0, 12},
+	kindPrototype: {0, 8}, kindVariable: {4, 0}, kindSection: {0, 12}, kindFloat: {}, kindDeclTag: {4, 0}, kindTypeTag: {}, kindEnum64: {0, 12},
 }
 
 // btf is a kernel's types.

@@ -1,7 +1,7 @@
 // This file makes of BTF the debug information that debuggers read: types, and
 // functions and variables with theirs. It has nothing that neither BTF nor the kernel's
-// symbols have, as lines, and what is in a function. It is of DWARF 4, since nothing
-// takes 5, which gdb before version 8 and others do not read.
+// symbols have, as lines, and what is in a function. It is of DWARF 4: nothing here needs
+// 5, which gdb before version 8 and others do not read.
 
 package linux
 
@@ -211,7 +211,7 @@ func (b *infoBuilder) typ(id uint32) {
 		case typ.kind == kindTypeTag:
 			id = typ.size
 			continue
-		case !slices.Contains(typeKinds, typ.kind):
+		case tags[typ.kind] == 0:
 			return
 		}
 		b.attribute(attrType, formReference)
@@ -221,29 +221,27 @@ func (b *infoBuilder) typ(id uint32) {
 	}
 }
 
-// typeKinds are the kinds of types that have entries.
-var typeKinds = []int{
-	kindInt, kindPointer, kindArray, kindStruct, kindUnion, kindEnum, kindForward, kindTypedef, kindVolatile,
-	kindConst, kindRestrict, kindPrototype, kindFloat, kindEnum64,
+// tags are the tags of types by their kinds; 0: that kind has no entries.
+var tags = [kindEnum64 + 1]byte{
+	kindInt: tagBase, kindFloat: tagBase, kindPointer: tagPointer, kindArray: tagArray, kindStruct: tagStructure,
+	kindUnion: tagUnion, kindEnum: tagEnumeration, kindEnum64: tagEnumeration, kindForward: tagStructure,
+	kindTypedef: tagTypedef, kindVolatile: tagVolatile, kindConst: tagConst, kindRestrict: tagRestrict,
+	kindPrototype: tagSubroutine,
 }
 
-// tags are the tags of types that are another with something to it.
-var tags = map[int]byte{
-	kindPointer: tagPointer, kindTypedef: tagTypedef, kindVolatile: tagVolatile, kindConst: tagConst, kindRestrict: tagRestrict,
-}
-
-// addType adds a type, if it is of such a kind.
+// addType adds a type, if it is of a kind that has entries.
 func (b *infoBuilder) addType(id int) {
 	typ, _ := b.t.typ(id)
+	tag := tags[typ.kind]
 	switch typ.kind {
 	case kindInt, kindFloat:
-		b.begin(tagBase, false)
+		b.begin(tag, false)
 		b.name(typ.name)
 		b.number(attrSize, uint64(typ.size))
 		b.number(attrEncoding, uint64(b.encoding(typ)))
 		b.end()
 	case kindPointer, kindTypedef, kindVolatile, kindConst, kindRestrict:
-		b.begin(tags[typ.kind], false)
+		b.begin(tag, false)
 		b.name(typ.name)
 		if typ.kind == kindPointer {
 			b.number(attrSize, 8)
@@ -257,7 +255,6 @@ func (b *infoBuilder) addType(id int) {
 	case kindEnum, kindEnum64:
 		b.addEnum(typ)
 	case kindForward:
-		tag := byte(tagStructure)
 		if typ.flag {
 			tag = tagUnion
 		}
@@ -266,7 +263,7 @@ func (b *infoBuilder) addType(id int) {
 		b.flag(attrDeclaration)
 		b.end()
 	case kindPrototype:
-		b.begin(tagSubroutine, typ.parts > 0)
+		b.begin(tag, typ.parts > 0)
 		b.flag(attrPrototyped)
 		b.typ(typ.size)
 		b.end()
@@ -313,11 +310,7 @@ func (b *infoBuilder) addArray(typ btfType) {
 
 // addStruct adds a structure or union.
 func (b *infoBuilder) addStruct(typ btfType) {
-	tag := byte(tagStructure)
-	if typ.kind == kindUnion {
-		tag = tagUnion
-	}
-	b.begin(tag, typ.parts > 0)
+	b.begin(tags[typ.kind], typ.parts > 0)
 	b.name(typ.name)
 	b.number(attrSize, uint64(typ.size))
 	b.end()

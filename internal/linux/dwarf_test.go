@@ -78,8 +78,8 @@ func allTypes() []byte {
 		[]any{"runqueues", kind(kindVariable, 0), 13, 1},                      // 30
 		[]any{"linux_banner", kind(kindFunction, 0), 21},                      // 31: none
 		[]any{"aligned", kind(kindVariable, 0), 13, 1},                        // 32: none
-		[]any{".data..percpu", kind(15, 1), 64, 30, 0, 64},                    // 33
-		[]any{"tag", kind(17, 0), 9, -1},                                      // 34
+		[]any{".data..percpu", kind(kindSection, 1), 64, 30, 0, 64},           // 33
+		[]any{"tag", kind(kindDeclTag, 0), 9, -1},                             // 34
 		[]any{"old", kind(kindStruct, 2), 8, "low", 36, 0, "high", 36, 3},     // 35
 		[]any{"u3", kind(kindInt, 0), 4, 3},                                   // 36: unsigned int of 3 bits
 	)
