@@ -21,10 +21,11 @@ import (
 // (CONFIG_PHYSICAL_START of 16 MB).
 const linkBase = imageFirst + 16<<20
 
-// mostNotes and mostNames bound what is taken over.
+// Bounds on what is taken over, in bytes.
 const (
-	mostNotes = 64 << 10
-	mostNames = 32 << 20
+	mostNotes   = 64 << 10
+	mostBuildID = 64 // of which Linux has 20
+	mostNames   = 32 << 20
 )
 
 // Release gives the kernel's release, as uname -r prints it.
@@ -90,7 +91,7 @@ func (k *Kernel) findBuildID(mem Memory) {
 		if next > uint64(len(b)) {
 			return
 		}
-		if kind == noteBuildID && string(b[:name]) == "GNU\x00" {
+		if kind == noteBuildID && string(b[:name]) == "GNU\x00" && size <= mostBuildID {
 			k.buildID = bytes.Clone(b[at : at+size])
 			return
 		}

@@ -3,6 +3,7 @@ package linux
 import (
 	"bytes"
 	"debug/elf"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -74,6 +75,22 @@ func TestExecutable(t *testing.T) {
 				t.Errorf("frames: %v", err)
 			}
 		})
+	}
+}
+
+// An identification of a build that is larger than any is none: files have it in
+// their names.
+func TestBuildIDSize(t *testing.T) {
+	for size, want := range map[int]bool{20: true, mostBuildID: true, mostBuildID + 4: false} {
+		d := newFakeData("6.1")
+		at := d.new(16 + size)
+		copy(d.at(at), fmt.Sprintf("\x04\x00\x00\x00%c\x00\x00\x00\x03\x00\x00\x00GNU\x00", size))
+		d.symbol("__start_notes", at)
+		d.symbol("__stop_notes", at+16+uint64(size))
+		d.findBuildID(d.mem)
+		if id := d.BuildID(); len(id) != 2*size && want || id != "" && !want {
+			t.Errorf("of %d bytes: %q", size, id)
+		}
 	}
 }
 
