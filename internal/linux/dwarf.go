@@ -16,6 +16,10 @@ const (
 	// mostDepth is how many types may be made of each other without a structure in
 	// between, and how many structures may stand in each other. Kernels have up to 20.
 	mostDepth = 64
+	// mostFollowed is how many types there may be in what debuggers follow from one,
+	// each counted as often as it is come to. Kernels have up to 5149, in
+	// struct bpf_ctx_convert of 6.12.
+	mostFollowed = 1 << 17
 	// mostArray is the size that an array may have, in bytes.
 	mostArray = 1 << 32
 	// mostInfo is more than debug information of a kernel's takes, in bytes.
@@ -308,7 +312,8 @@ func (b *infoBuilder) addArray(typ btfType) {
 	b.close()
 }
 
-// addStruct adds a structure or union.
+// addStruct adds a structure or union. gdb 13 fails when it prints one that has
+// members beyond its end: these are left out.
 func (b *infoBuilder) addStruct(typ btfType) {
 	b.begin(tags[typ.kind], typ.parts > 0)
 	b.name(typ.name)
@@ -316,6 +321,9 @@ func (b *infoBuilder) addStruct(typ btfType) {
 	b.end()
 	for i := range typ.parts {
 		m := b.t.part(typ, i)
+		if !b.t.fits(m, typ) {
+			continue
+		}
 		b.begin(tagMember, false)
 		b.name(m.name)
 		b.typ(m.typ)
@@ -492,10 +500,10 @@ func (k *Kernel) functionAt(i int) extent {
 }
 
 // hasSignedEnums tells whether enumerations say if they are signed, as they do since
-// Linux 6.0: then at least one is.
+// Linux 6.0: then at least one is, or is of 64 bits.
 func (t *btf) hasSignedEnums() bool {
 	for id := range t.at {
-		if typ, _ := t.typ(id + 1); typ.flag && (typ.kind == kindEnum || typ.kind == kindEnum64) {
+		if typ, _ := t.typ(id + 1); typ.kind == kindEnum64 || typ.kind == kindEnum && typ.flag {
 			return true
 		}
 	}
@@ -518,75 +526,101 @@ func (t *btf) sizeOf(id int) uint64 {
 			id = int(binary.LittleEndian.Uint32(typ.rest))
 		case kindPointer:
 			return min(times*8, mostArray+1)
-		default:
+		case kindInt, kindFloat, kindEnum, kindEnum64, kindStruct, kindUnion:
 			return min(times*uint64(typ.size), mostArray+1)
+		default:
+			return 0
 		}
 	}
 	return 0
 }
 
-// endless tells which types, by their numbers, lead to themselves, or nearly so: by
-// what they are made of without a structure in between, or as structures that contain
-// themselves.
+// fits tells whether a member is within its structure, and a bit field within its type.
+func (t *btf) fits(m btfMember, in btfType) bool {
+	size := t.sizeOf(int(m.typ))
+	if m.bits > 0 {
+		return uint64(m.bits) <= 8*size && uint64(m.offset)+uint64(m.bits) <= 8*uint64(in.size)
+	}
+	return uint64(m.offset/8)+size <= uint64(in.size)
+}
+
+// endless tells which types, by their numbers, lead to themselves, or to too many
+// others: by what they are made of without a structure in between, or by what they
+// contain.
 func (t *btf) endless() []bool {
-	made := t.depths(func(typ btfType, visit func(uint32)) {
-		switch typ.kind {
-		case kindPointer, kindTypedef, kindVolatile, kindConst, kindRestrict, kindTypeTag:
-			visit(typ.size)
-		case kindArray:
-			visit(binary.LittleEndian.Uint32(typ.rest))
-		case kindPrototype:
-			visit(typ.size)
-			for i := range typ.parts {
-				visit(binary.LittleEndian.Uint32(typ.rest[8*i+4:]))
-			}
+	endless := make([]bool, len(t.at)+1)
+	for _, next := range []func(btfType, func(uint32)){t.madeOf, t.contains} {
+		for id, r := range t.reaches(next) {
+			endless[id] = endless[id] || r == noEnd
 		}
-	})
-	contained := t.depths(func(typ btfType, visit func(uint32)) {
-		switch typ.kind {
-		case kindTypedef, kindVolatile, kindConst, kindRestrict, kindTypeTag:
-			visit(typ.size)
-		case kindArray:
-			visit(binary.LittleEndian.Uint32(typ.rest))
-		case kindStruct, kindUnion:
-			for i := range typ.parts {
-				visit(t.part(typ, i).typ)
-			}
-		}
-	})
-	endless := make([]bool, len(made))
-	for id := range endless {
-		endless[id] = made[id] == mostDepth || contained[id] == mostDepth
 	}
 	return endless
 }
 
-// depths tells how far types, by their numbers, are from those that lead to no other:
-// mostDepth if that is as far or farther, or there is no end.
-func (t *btf) depths(of func(typ btfType, visit func(uint32))) []uint8 {
-	depths := make([]uint8, len(t.at)+1)
-	known := make([]bool, len(t.at)+1)
-	var depth func(id, level int) uint8
-	depth = func(id, level int) uint8 {
+// madeOf visits what a type is made of, up to structures.
+func (t *btf) madeOf(typ btfType, visit func(id uint32)) {
+	switch typ.kind {
+	case kindPointer, kindTypedef, kindVolatile, kindConst, kindRestrict, kindTypeTag:
+		visit(typ.size)
+	case kindArray:
+		visit(binary.LittleEndian.Uint32(typ.rest))
+	case kindPrototype:
+		visit(typ.size)
+		for i := range typ.parts {
+			visit(binary.LittleEndian.Uint32(typ.rest[8*i+4:]))
+		}
+	}
+}
+
+// contains visits what a type contains.
+func (t *btf) contains(typ btfType, visit func(id uint32)) {
+	switch typ.kind {
+	case kindTypedef, kindVolatile, kindConst, kindRestrict, kindTypeTag:
+		visit(typ.size)
+	case kindArray:
+		visit(binary.LittleEndian.Uint32(typ.rest))
+	case kindStruct, kindUnion:
+		for i := range typ.parts {
+			visit(t.part(typ, i).typ)
+		}
+	}
+}
+
+// A reach is how far debuggers follow a type, and through how many, itself included.
+// Members double that with each structure that they are in, or multiply it by more.
+type reach struct{ depth, types uint32 }
+
+// noEnd is the reach of types that lead too far, or to themselves.
+var noEnd = reach{mostDepth, mostFollowed}
+
+// reaches gives how far types lead, by their numbers.
+func (t *btf) reaches(next func(typ btfType, visit func(id uint32))) []reach {
+	known := make([]reach, len(t.at)+1)
+	var follow func(id, level int) reach
+	follow = func(id, level int) reach {
 		typ, ok := t.typ(id)
 		switch {
 		case !ok:
-			return 0
-		case known[id]:
-			return depths[id]
+			return reach{}
+		case known[id].types > 0:
+			return known[id]
 		case level == mostDepth:
-			return mostDepth
+			return noEnd
 		}
-		depths[id], known[id] = mostDepth, true // if it comes back to itself
-		deepest := uint8(0)
-		of(typ, func(next uint32) {
-			deepest = max(deepest, min(depth(int(next), level+1)+1, mostDepth))
+		known[id] = noEnd // if it comes back to itself
+		all := reach{types: 1}
+		next(typ, func(to uint32) {
+			r := follow(int(to), level+1)
+			all = reach{max(all.depth, r.depth+1), min(all.types+r.types, mostFollowed)}
 		})
-		depths[id] = deepest
-		return deepest
+		if all.depth >= mostDepth || all.types == mostFollowed {
+			all = noEnd
+		}
+		known[id] = all
+		return all
 	}
 	for id := range t.at {
-		depth(id+1, 0)
+		follow(id+1, 0)
 	}
-	return depths
+	return known
 }

@@ -6,6 +6,7 @@ import (
 	"debug/elf"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"os"
 	"strings"
 	"testing"
@@ -46,14 +47,14 @@ const flagged = 1 << 31
 func allTypes() []byte {
 	kind := func(kind, parts int) int { return kind<<24 | parts }
 	return typesBTF(
-		[]any{"int", kind(kindInt, 0), 4, 1<<24 | 32},                  // 1
-		[]any{"char", kind(kindInt, 0), 1, 1<<24 | 8},                  // 2
-		[]any{"_Bool", kind(kindInt, 0), 1, 4<<24 | 8},                 // 3
-		[]any{"unsigned long", kind(kindInt, 0), 8, 64},                // 4
-		[]any{"", kind(kindPointer, 0), 0},                             // 5: void *
-		[]any{"", kind(kindArray, 0), 0, 2, 1, 16},                     // 6: char [16]
-		[]any{"", kind(kindArray, 0), 0, 2, 1, 0},                      // 7: char []
-		[]any{"", kind(kindUnion, 2), 8, "number", 4, 0, "text", 6, 0}, // 8
+		[]any{"int", kind(kindInt, 0), 4, 1<<24 | 32},                   // 1
+		[]any{"char", kind(kindInt, 0), 1, 1<<24 | 8},                   // 2
+		[]any{"_Bool", kind(kindInt, 0), 1, 4<<24 | 8},                  // 3
+		[]any{"unsigned long", kind(kindInt, 0), 8, 64},                 // 4
+		[]any{"", kind(kindPointer, 0), 0},                              // 5: void *
+		[]any{"", kind(kindArray, 0), 0, 2, 1, 16},                      // 6: char [16]
+		[]any{"", kind(kindArray, 0), 0, 2, 1, 0},                       // 7: char []
+		[]any{"", kind(kindUnion, 2), 16, "number", 4, 0, "text", 6, 0}, // 8
 		[]any{"task", flagged | kind(kindStruct, 5), 64, "pid", 1, 0, "a", 4, 3<<24 | 33, "b", 3, 1<<24 | 36, "", 8, 64, "comm", 7, 192}, // 9
 		[]any{"", kind(kindPointer, 0), 9},                                    // 10: struct task *
 		[]any{"task_t", kind(kindTypedef, 0), 9},                              // 11
@@ -196,19 +197,58 @@ func TestDebugInfo(t *testing.T) {
 
 // Enumerations of kernels that do not say whether they are signed are.
 func TestDebugInfoOldEnum(t *testing.T) {
-	types, err := readBTF(typesBTF([]any{"e", kindEnum<<24 | 1, 4, "MINUS", -2}), nil)
+	e := []any{"e", kindEnum<<24 | 1, 4, "VALUE", -2}
+	for _, tt := range []struct {
+		types [][]any
+		want  int64
+	}{
+		{[][]any{e}, -2},
+		{[][]any{e, {"signed", flagged | kindEnum<<24 | 1, 4, "MINUS", -1}}, 1<<32 - 2},
+		{[][]any{e, {"wide", kindEnum64<<24 | 1, 8, "HUGE", 0, 1}}, 1<<32 - 2},
+	} {
+		types, err := readBTF(typesBTF(tt.types...), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := madeInfo(t, &Kernel{btf: types}).Reader()
+		for range 3 {
+			e, err := r.Next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if v := e.Val(dwarf.AttrConstValue); e.Tag == dwarf.TagEnumerator && v != tt.want {
+				t.Errorf("%v: it is %v", tt.types, v)
+			}
+		}
+	}
+}
+
+// Members that are not within their structure, and bit fields that are not within their
+// type, are left out.
+func TestDebugInfoBeyond(t *testing.T) {
+	types, err := readBTF(typesBTF(
+		[]any{"char", kindInt << 24, 1, 1<<24 | 8},
+		[]any{"", kindArray << 24, 0, 1, 1, 7},
+		[]any{"", kindPrototype << 24, 1 << 30},
+		[]any{"s", flagged | kindStruct<<24 | 8, 8,
+			"last", 1, 7 * 8, "beyond", 1, 8 * 8, "seven", 2, 8, "eight", 2, 2 * 8,
+			"bits", 1, 8<<24 | 56, "many", 1, 9<<24 | 48, "late", 1, 8<<24 | 57, "none", 3, 0},
+	), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	r := madeInfo(t, &Kernel{btf: types}).Reader()
-	for range 3 {
-		e, err := r.Next()
+	var got []string
+	for e, err := r.Next(); e != nil; e, err = r.Next() {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if v := e.Val(dwarf.AttrConstValue); e.Tag == dwarf.TagEnumerator && v != int64(-2) {
-			t.Errorf("it is %v", v)
+		if name, ok := e.Val(dwarf.AttrName).(string); ok && e.Tag == dwarf.TagMember {
+			got = append(got, name)
 		}
+	}
+	if diff := cmp.Diff([]string{"last", "seven", "bits", "none"}, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 
@@ -294,7 +334,17 @@ func TestEndlessTypes(t *testing.T) {
 	for i := range 1000 {
 		inside = append(inside, []any{fmt.Sprint("s", i), kindStruct<<24 | 1, 8, "", i + 2, 0})
 	}
+	doubled := [][]any{{"int", kindInt << 24, 4, 32}}
+	for i := range 60 {
+		doubled = append(doubled, []any{"", kindUnion<<24 | 2, 4, "", i + 1, 0, "", i + 1, 0})
+	}
+	calls := [][]any{{"int", kindInt << 24, 4, 32}}
+	for i := range 30 {
+		calls = append(calls, []any{"", kindPointer << 24, 2*i + 3}, []any{"", kindPrototype<<24 | 2, 1, "", 2 * i, "", 2 * i})
+	}
 	for name, b := range map[string][]byte{
+		"each twice the last": typesBTF(doubled...),
+		"functions of others": typesBTF(calls...),
 		"pointer to itself":   typesBTF([]any{"", kindPointer << 24, 1}),
 		"names of each other": typesBTF([]any{"a", kindTypedef << 24, 2}, []any{"b", kindTypedef << 24, 1}),
 		"tags of each other":  typesBTF([]any{"a", kindTypeTag << 24, 2}, []any{"b", kindTypeTag << 24, 1}, []any{"", kindPointer << 24, 1}),
@@ -361,20 +411,23 @@ func checkEnds(k *Kernel) error {
 		}
 	}
 	for _, graph := range []map[dwarf.Offset][]dwarf.Offset{direct, contained} {
-		depths := map[dwarf.Offset]int{}
-		var depth func(at dwarf.Offset, level int) int
-		depth = func(at dwarf.Offset, level int) int {
-			if d, ok := depths[at]; ok || level > mostDepth {
-				return d
+		followed := map[dwarf.Offset]int{}
+		var follow func(at dwarf.Offset, level int) (types int)
+		follow = func(at dwarf.Offset, level int) (types int) {
+			if level > mostDepth {
+				return math.MaxInt32
 			}
-			for _, to := range graph[at] {
-				depths[at] = max(depths[at], 1+depth(to, level+1))
+			if followed[at] == 0 {
+				followed[at] = 1
+				for _, to := range graph[at] {
+					followed[at] += follow(to, level+1)
+				}
 			}
-			return depths[at]
+			return followed[at]
 		}
 		for at := range graph {
-			if n := depth(at, 0); n > mostDepth {
-				return fmt.Errorf("what is at %#x leads through %d others", at, n)
+			if n := follow(at, 0); n > 2*mostFollowed { // a function's or variable's add to those of its types
+				return fmt.Errorf("what is at %#x leads through %d types", at, n)
 			}
 		}
 	}
