@@ -57,11 +57,20 @@ var btfExtra = []struct{ fixed, each int }{
 	kindPrototype: {0, 8}, kindVariable: {4, 0}, kindSection: {0, 12}, kindFloat: {}, kindDeclTag: {4, 0}, kindTypeTag: {}, kindEnum64: {0, 12},
 }
 
-// btf is a kernel's types.
+// btf is a kernel's types, or those of a module, which continue the kernel's: their
+// numbers and the offsets of their names do.
 type btf struct {
+	base         *btf // the kernel's; nil: these are
 	types, names []byte
-	at           []uint32       // where each type stands, by its number less one
-	structs      map[string]int // numbers of those that were asked for
+	first        uint32            // number of the first type
+	firstName    uint32            // where names begin
+	at           []uint32          // where each type stands, by its number less the first
+	structs      map[string]uint32 // numbers of those that were asked for
+
+	// What prepare finds out.
+	reach       [2][]reach // by byMade and byContained, by number less the first
+	signedEnums bool
+	only        map[string]bool // names of structures and unions: of one only
 }
 
 // A btfType is the first 12 bytes of a type, and what stands behind them.
@@ -80,8 +89,9 @@ type btfMember struct {
 	bits      uint32 // of a bit field; 0: it is none
 }
 
-// readBTF reads types, and notes where structures of some names are.
-func readBTF(b []byte, names map[string]bool) (*btf, error) {
+// readBTF reads types, which may be a module's, and notes where structures of some
+// names are.
+func readBTF(b []byte, base *btf, names map[string]bool) (*btf, error) {
 	if len(b) < btfHeader || binary.LittleEndian.Uint16(b) != btfMagic {
 		return nil, errors.New("it does not begin as BTF does")
 	}
@@ -94,25 +104,31 @@ func readBTF(b []byte, names map[string]bool) (*btf, error) {
 		}
 		return b[first:end]
 	}
-	t := &btf{types: part(8), names: part(16), structs: map[string]int{}}
+	t := &btf{base: base, types: part(8), names: part(16), first: 1, structs: map[string]uint32{}}
+	if base != nil {
+		t.first, t.firstName = base.end(), uint32(len(base.names))
+	}
 	if t.types == nil || t.names == nil {
 		return nil, fmt.Errorf("its parts do not lie within its %d bytes", len(b))
 	}
 	for at := 0; at < len(t.types); {
 		kind, size := t.extent(at)
 		if size == 0 {
-			return nil, fmt.Errorf("its type %d is of unknown kind %d, or cut off", len(t.at)+1, kind)
+			return nil, fmt.Errorf("its type %d is of unknown kind %d, or cut off", t.end(), kind)
 		}
-		t.at = append(t.at, uint32(at))
 		if kind == kindStruct {
 			if name := t.name(binary.LittleEndian.Uint32(t.types[at:])); names[string(name)] {
-				t.structs[string(name)] = len(t.at)
+				t.structs[string(name)] = t.end()
 			}
 		}
+		t.at = append(t.at, uint32(at))
 		at += size
 	}
 	return t, nil
 }
+
+// end gives the number behind that of the last type.
+func (t *btf) end() uint32 { return t.first + uint32(len(t.at)) }
 
 // extent gives the kind of the type at an offset, and its size, or 0.
 func (t *btf) extent(at int) (kind, size int) {
@@ -133,6 +149,10 @@ func (t *btf) extent(at int) (kind, size int) {
 
 // name gives a name without a copy, empty if there is none.
 func (t *btf) name(at uint32) []byte {
+	if at < t.firstName {
+		return t.base.name(at)
+	}
+	at -= t.firstName
 	if uint64(at) >= uint64(len(t.names)) {
 		return nil
 	}
@@ -141,11 +161,14 @@ func (t *btf) name(at uint32) []byte {
 }
 
 // typ gives a type by its number.
-func (t *btf) typ(id int) (btfType, bool) {
-	if id < 1 || id > len(t.at) {
+func (t *btf) typ(id uint32) (btfType, bool) {
+	if t.base != nil && id < t.first {
+		return t.base.typ(id)
+	}
+	if id < t.first || id >= t.end() {
 		return btfType{}, false
 	}
-	at := int(t.at[id-1])
+	at := int(t.at[id-t.first])
 	_, size := t.extent(at)
 	info := binary.LittleEndian.Uint32(t.types[at+4:])
 	return btfType{
@@ -163,7 +186,7 @@ func (t *btf) part(typ btfType, i int) btfMember {
 		return m
 	}
 	// Bit fields are numbers that have fewer bits than bytes have.
-	if of, ok := t.plain(int(m.typ)); ok && of.kind == kindInt {
+	if of, ok := t.plain(m.typ); ok && of.kind == kindInt {
 		is := binary.LittleEndian.Uint32(of.rest)
 		if bits := is & 0xff; bits != 0 && bits < 8*of.size {
 			m.offset, m.bits = m.offset+is>>16&0xff, bits
@@ -173,7 +196,7 @@ func (t *btf) part(typ btfType, i int) btfMember {
 }
 
 // plain gives a type without other names of it, const and volatile.
-func (t *btf) plain(id int) (btfType, bool) {
+func (t *btf) plain(id uint32) (btfType, bool) {
 	for range mostNesting {
 		typ, ok := t.typ(id)
 		if !ok {
@@ -181,7 +204,7 @@ func (t *btf) plain(id int) (btfType, bool) {
 		}
 		switch typ.kind {
 		case kindTypedef, kindVolatile, kindConst, kindRestrict, kindTypeTag:
-			id = int(typ.size)
+			id = typ.size
 		default:
 			return typ, true
 		}
@@ -217,7 +240,7 @@ func (t *btf) lookup(key string) (uint64, bool) {
 
 // member finds a member by its path. Members without a name have members of their
 // own that count as the structure's.
-func (t *btf) member(id int, path []string, budget *int, depth int) (offset uint64, found int, ok bool) {
+func (t *btf) member(id uint32, path []string, budget *int, depth int) (offset uint64, found uint32, ok bool) {
 	typ, ok := t.plain(id)
 	if !ok || typ.kind != kindStruct && typ.kind != kindUnion || depth > mostNesting {
 		return 0, 0, false
@@ -227,7 +250,7 @@ func (t *btf) member(id int, path []string, budget *int, depth int) (offset uint
 			return 0, 0, false
 		}
 		m := t.part(typ, i)
-		name, inner, at := t.name(m.name), int(m.typ), uint64(m.offset/8)
+		name, inner, at := t.name(m.name), m.typ, uint64(m.offset/8)
 		switch {
 		case len(name) == 0:
 			if offset, found, ok := t.member(inner, path, budget, depth+1); ok {
@@ -248,7 +271,7 @@ func (t *btf) member(id int, path []string, budget *int, depth int) (offset uint
 type offsets map[string]uint64
 
 // keys are all that is asked for of a kernel's structures.
-func keys() []string { return slices.Concat(ringKeys, taskKeys, moduleKeys) }
+func keys() []string { return slices.Concat(ringKeys, taskKeys, moduleKeys, moduleTypeKeys) }
 
 // ReadTypes reads what the kernel says of its structures, which does not change
 // while it runs, so that what is asked for later needs no more of it.
@@ -286,7 +309,7 @@ func (k *Kernel) readTypes(mem Memory) (offsets, error) {
 		name, _, _ := strings.Cut(strings.TrimPrefix(key, "#"), ".")
 		names[name] = true
 	}
-	t, err := readBTF(b, names)
+	t, err := readBTF(b, nil, names)
 	if err != nil {
 		return nil, fmt.Errorf("%w so that it can be read: %w", ErrNoBTF, err)
 	}

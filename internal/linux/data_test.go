@@ -51,6 +51,8 @@ var fakeStructsOfAll = []string{
 	"prb_desc_ring 48: count_bits 0, descs 8, infos 16, head_id 24, tail_id 32",
 	"prb_data_ring 32: size_bits 0, data 8, head_lpos 16, tail_lpos 24",
 	"printk_ringbuffer 88: desc_ring 0 prb_desc_ring, text_data_ring 48 prb_data_ring, fail 80",
+	"btf_module 48: list 0, module 16, btf 24",
+	"btf 208: data 0, data_size 80, start_id 136, start_str_off 140",
 	"printk_info 88: seq 0, ts_nsec 8, text_len 16, facility 18, caller_id 20",
 }
 
@@ -116,7 +118,7 @@ func TestBTF(t *testing.T) {
 		"5.10": {"task_struct.state": 16, "task_struct.cpu": 60, "module.init_layout.text_size": 332},
 	} {
 		b := fakeBTF(fakeStructs[version]...)
-		types, err := readBTF(b, map[string]bool{"module": true, "task_struct": true, "module_memory": true})
+		types, err := readBTF(b, nil, map[string]bool{"module": true, "task_struct": true, "module_memory": true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -135,7 +137,7 @@ func TestBTF(t *testing.T) {
 			}
 		}
 		for n := range len(b) {
-			if _, err := readBTF(b[:n], nil); err == nil {
+			if _, err := readBTF(b[:n], nil, nil); err == nil {
 				t.Errorf("%s: the first %d bytes of %d are read", version, n, len(b))
 			}
 		}
@@ -149,7 +151,7 @@ func TestBTFLoop(t *testing.T) {
 	for i := range 2 { // its first members become itself: type 2
 		binary.LittleEndian.PutUint32(types[16+12+12*i+4:], 2)
 	}
-	got, err := readBTF(b, map[string]bool{"loop": true})
+	got, err := readBTF(b, nil, map[string]bool{"loop": true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +170,7 @@ func FuzzBTF(f *testing.F) {
 			name, _, _ := strings.Cut(strings.TrimPrefix(key, "#"), ".")
 			names[name] = true
 		}
-		types, err := readBTF(b, names)
+		types, err := readBTF(b, nil, names)
 		if err != nil {
 			return
 		}
@@ -184,6 +186,8 @@ type fakeData struct {
 	*Kernel
 	mem space
 	o   offsets
+	// described are its types.
+	described *btf
 	// loaded is memory of modules.
 	loaded space
 }
@@ -203,7 +207,7 @@ func newFakeData(version string) *fakeData {
 	if d.o, err = d.types(d.mem); err != nil {
 		panic(err)
 	}
-	d.offsets = nil
+	d.offsets, d.described = nil, d.btf
 	return d
 }
 

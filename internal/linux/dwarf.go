@@ -88,37 +88,87 @@ const (
 // debugInfo is what debuggers read, by section.
 type debugInfo struct{ info, abbrev, names []byte }
 
+func (d *debugInfo) size() int { return len(d.info) + len(d.abbrev) + len(d.names) }
+
+// A unit is what there is debug information of.
+type unit struct {
+	t      *btf
+	name   string
+	code   extent           // where most of its functions are; none: nowhere
+	base   uint64           // what addresses count from
+	places map[string]place // where functions and variables are
+	most   int              // no function or variable is begun behind so many bytes
+}
+
 // debugInfo makes debug information of all types, and of those functions and
 // variables that are known by name to be at one address.
 func (k *Kernel) debugInfo() debugInfo {
-	t := k.btf
-	b := &infoBuilder{
-		t: t, endless: t.endless(), signedEnums: t.hasSignedEnums(),
-		entries: make([]uint32, len(t.at)+1), codes: map[string]uint64{},
+	u := unit{t: k.btf, name: "BTF of the guest's kernel", most: mostInfo}
+	if n := len(k.code); n > 0 {
+		u.code = extent{k.code[0].first, k.code[n-1].end}
 	}
-	b.names = append(bytes.Clone(t.names), 0)
-	for i, c := range b.names {
-		if c != 0 && (c < ' ' || c > '~') {
-			b.names[i] = '?' // as printable does
+	functions := make([]*symbol, len(k.text))
+	for i, at := range k.text {
+		functions[i] = &k.symbols[at]
+	}
+	var others []*symbol
+	for i := range k.symbols {
+		if s := &k.symbols[i]; !s.isText() {
+			others = append(others, s)
 		}
 	}
-	name := uint32(len(b.names))
-	b.names = append(b.names, "BTF of the guest's kernel\x00"...)
+	u.places = places(functions, others, k.code)
+	return u.debugInfo()
+}
+
+// debugInfo makes debug information of a module's types, functions and variables, with
+// addresses that count from a base. gdb finds the kernel's structures by their names in
+// what it has of the kernel, so these are declared only.
+func (m *Module) debugInfo(t *btf, base uint64, most int) debugInfo {
+	u := unit{t: t, name: "BTF of module " + m.Name, base: base, most: most}
+	if len(m.text) > 0 {
+		u.code = m.text[0]
+	}
+	u.places = places(pointers(m.symbols), pointers(m.variables), m.text)
+	return u.debugInfo()
+}
+
+func pointers(list []symbol) []*symbol {
+	all := make([]*symbol, len(list))
+	for i := range list {
+		all[i] = &list[i]
+	}
+	return all
+}
+
+// debugInfo makes debug information of a unit.
+func (u unit) debugInfo() debugInfo {
+	u.t.prepare()
+	b := &infoBuilder{
+		t: u.t, base: u.base,
+		entries: map[uint32]uint32{}, baseNames: map[uint32]uint32{}, codes: map[string]uint64{},
+	}
+	b.text(u.t.names)
+	name := b.text([]byte(u.name))
 	// Its length, version 4, abbreviations from 0, addresses of 8 bytes.
 	b.info = []byte{0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 8}
 	b.begin(tagUnit, true)
 	b.string(attrProducer, name)
 	b.string(attrName, name)
 	b.number(attrLanguage, languageC99)
-	if len(k.code) > 0 {
-		b.code(extent{k.code[0].first, k.code[len(k.code)-1].end})
+	if u.code != (extent{}) {
+		b.code(u.code)
 	}
 	b.end()
-	for id := 1; id <= len(t.at); id++ {
-		b.entries[id] = uint32(len(b.info))
+	for id := u.t.first; id < u.t.end(); id++ {
 		b.addType(id)
 	}
-	b.addNamed(k)
+	b.addNamed(u.places, u.most)
+	for len(b.needed) > 0 {
+		id := b.needed[0]
+		b.needed = b.needed[1:]
+		b.addType(id)
+	}
 	b.close()
 	binary.LittleEndian.PutUint32(b.info, uint32(len(b.info)-4))
 	for _, at := range b.refs {
@@ -132,17 +182,31 @@ func (k *Kernel) debugInfo() debugInfo {
 // An infoBuilder makes debug information.
 type infoBuilder struct {
 	debugInfo
-	t           *btf
-	endless     []bool // types that are not used, by number
-	signedEnums bool
-	entries     []uint32 // where each type stands in info, by number
-	refs        []uint32 // where in info there is the number of a type, to be replaced
-	codes       map[string]uint64
+	t         *btf
+	base      uint64            // what addresses count from
+	entries   map[uint32]uint32 // where each type stands in info, by number
+	needed    []uint32          // types of the kernel's that a module's need, and that are not made yet
+	refs      []uint32          // where in info there is the number of a type, to be replaced
+	codes     map[string]uint64
+	baseNames map[uint32]uint32 // where the kernel's names stand that a module's types need
 
 	// The entry that is being made: what it has, in the form of an abbreviation, its
 	// values, and where in these are numbers of types.
 	what, values []byte
 	types        []int
+}
+
+// text adds names, and gives where they stand.
+func (b *infoBuilder) text(names []byte) (at uint32) {
+	at = uint32(len(b.names))
+	for _, c := range names {
+		if c != 0 && (c < ' ' || c > '~') {
+			c = '?' // as printable does
+		}
+		b.names = append(b.names, c)
+	}
+	b.names = append(b.names, 0)
+	return at
 }
 
 // begin begins an entry. Children, if it has any, end with close.
@@ -194,29 +258,44 @@ func (b *infoBuilder) string(attr byte, at uint32) {
 // code says where a function is.
 func (b *infoBuilder) code(e extent) {
 	b.attribute(attrLowPC, formAddress)
-	b.values = binary.LittleEndian.AppendUint64(b.values, e.first)
+	b.values = binary.LittleEndian.AppendUint64(b.values, e.first-b.base)
 	b.number(attrHighPC, e.end-e.first)
 }
 
-// name gives the entry a name, if there is one.
+// name gives the entry a name of BTF's, if there is one.
 func (b *infoBuilder) name(at uint32) {
-	if len(b.t.name(at)) > 0 {
-		b.string(attrName, at)
+	name := b.t.name(at)
+	if len(name) == 0 {
+		return
 	}
+	if at >= b.t.firstName {
+		b.string(attrName, at-b.t.firstName)
+		return
+	}
+	here, ok := b.baseNames[at]
+	if !ok {
+		here = b.text(name)
+		b.baseNames[at] = here
+	}
+	b.string(attrName, here)
 }
 
 // typ gives the entry a type. It has none if that is void, or not to be used.
 func (b *infoBuilder) typ(id uint32) {
 	for range mostDepth {
-		typ, ok := b.t.typ(int(id))
+		typ, ok := b.t.typ(id)
 		switch {
-		case !ok || b.endless[id]:
+		case !ok || b.t.isEndless(id):
 			return
 		case typ.kind == kindTypeTag:
 			id = typ.size
 			continue
 		case tags[typ.kind] == 0:
 			return
+		}
+		if _, ok := b.entries[id]; !ok && id < b.t.first {
+			b.entries[id] = 0
+			b.needed = append(b.needed, id)
 		}
 		b.attribute(attrType, formReference)
 		b.types = append(b.types, len(b.values))
@@ -234,9 +313,14 @@ var tags = [kindEnum64 + 1]byte{
 }
 
 // addType adds a type, if it is of a kind that has entries.
-func (b *infoBuilder) addType(id int) {
+func (b *infoBuilder) addType(id uint32) {
 	typ, _ := b.t.typ(id)
 	tag := tags[typ.kind]
+	b.entries[id] = uint32(len(b.info))
+	if id < b.t.first && b.t.isOnly(typ) {
+		b.declare(tag, typ)
+		return
+	}
 	switch typ.kind {
 	case kindInt, kindFloat:
 		b.begin(tag, false)
@@ -262,10 +346,7 @@ func (b *infoBuilder) addType(id int) {
 		if typ.flag {
 			tag = tagUnion
 		}
-		b.begin(tag, false)
-		b.name(typ.name)
-		b.flag(attrDeclaration)
-		b.end()
+		b.declare(tag, typ)
 	case kindPrototype:
 		b.begin(tag, typ.parts > 0)
 		b.flag(attrPrototyped)
@@ -273,6 +354,14 @@ func (b *infoBuilder) addType(id int) {
 		b.end()
 		b.addParameters(typ)
 	}
+}
+
+// declare adds a structure or union by its name only.
+func (b *infoBuilder) declare(tag byte, typ btfType) {
+	b.begin(tag, false)
+	b.name(typ.name)
+	b.flag(attrDeclaration)
+	b.end()
 }
 
 // encoding tells what the bits of a number mean.
@@ -305,7 +394,7 @@ func (b *infoBuilder) addArray(typ btfType) {
 	b.typ(element)
 	b.end()
 	b.begin(tagSubrange, false)
-	if count > 0 && count*b.t.sizeOf(int(element)) <= mostArray {
+	if size, _ := b.t.sizeOf(element); count > 0 && count*size <= mostArray {
 		b.number(attrCount, count)
 	}
 	b.end()
@@ -350,7 +439,7 @@ func (b *infoBuilder) addEnum(typ btfType) {
 		b.number(attrSize, uint64(typ.size))
 	}
 	b.end()
-	signed := typ.flag || !b.signedEnums
+	signed := typ.flag || !b.t.signedEnums
 	each := btfExtra[typ.kind].each
 	for i := range typ.parts {
 		e := typ.rest[each*i:]
@@ -397,15 +486,14 @@ func (b *infoBuilder) addParameters(prototype btfType) {
 // addNamed adds functions and variables. BTF does not tell where they are, so those of
 // which there are several of one name are left out. Variables of each processor are, as
 // in the kernel's own symbol file, where their symbols are.
-func (b *infoBuilder) addNamed(k *Kernel) {
-	places := k.places()
+func (b *infoBuilder) addNamed(places map[string]place, most int) {
 	described := map[string]int{} // how often
-	for id := 1; id <= len(b.t.at); id++ {
+	for id := b.t.first; id < b.t.end(); id++ {
 		if typ, _ := b.t.typ(id); typ.kind == kindFunction || typ.kind == kindVariable {
 			described[string(b.t.name(typ.name))]++
 		}
 	}
-	for id := 1; id <= len(b.t.at) && len(b.info) < mostInfo; id++ {
+	for id := b.t.first; id < b.t.end() && len(b.info) < most; id++ {
 		typ, _ := b.t.typ(id)
 		if typ.kind != kindFunction && typ.kind != kindVariable {
 			continue
@@ -423,8 +511,8 @@ func (b *infoBuilder) addNamed(k *Kernel) {
 
 // addFunction adds a function.
 func (b *infoBuilder) addFunction(typ btfType, p place) {
-	prototype, ok := b.t.typ(int(typ.size))
-	if !ok || prototype.kind != kindPrototype || b.endless[typ.size] {
+	prototype, ok := b.t.typ(typ.size)
+	if !ok || prototype.kind != kindPrototype || b.t.isEndless(typ.size) {
 		return
 	}
 	b.begin(tagSubprogram, prototype.parts > 0)
@@ -442,7 +530,7 @@ func (b *infoBuilder) addVariable(typ btfType, p place) {
 	b.named(typ.name, p)
 	b.typ(typ.size)
 	b.attribute(attrLocation, formExpression)
-	b.values = block(b.values, binary.LittleEndian.AppendUint64([]byte{opAddress}, p.first))
+	b.values = block(b.values, binary.LittleEndian.AppendUint64([]byte{opAddress}, p.first-b.base))
 	b.end()
 }
 
@@ -461,9 +549,9 @@ type place struct {
 }
 
 // places gives where names are, and 0 for those that are in several places. Of
-// functions at one address it has the first, as everywhere.
-func (k *Kernel) places() map[string]place {
-	places := make(map[string]place, len(k.symbols))
+// functions at one address, which are in order, it has the first, as everywhere.
+func places(functions, others []*symbol, code []extent) map[string]place {
+	places := make(map[string]place, len(functions)+len(others))
 	put := func(s *symbol, e extent) {
 		p := place{e, s.isText(), s.kind >= 'A' && s.kind <= 'Z'}
 		if _, twice := places[s.name]; twice {
@@ -471,90 +559,113 @@ func (k *Kernel) places() map[string]place {
 		}
 		places[s.name] = p
 	}
-	for i := range k.symbols {
-		if s := &k.symbols[i]; !s.isText() {
-			put(s, extent{s.addr, s.addr})
-		}
+	for _, s := range others {
+		put(s, extent{s.addr, s.addr})
 	}
-	for i, at := range k.text {
-		put(&k.symbols[at], k.functionAt(i))
+	for i, s := range functions {
+		put(s, functionAt(functions, i, code))
 	}
 	return places
 }
 
-// functionAt gives the extent of one of the kernel's functions in order, or none if
-// it is not the first at its address.
-func (k *Kernel) functionAt(i int) extent {
-	first := k.symbols[k.text[i]].addr
-	c := slices.IndexFunc(k.code, func(c extent) bool { return first >= c.first && first < c.end })
-	if c < 0 || i > 0 && k.symbols[k.text[i-1]].addr == first {
+// functionAt gives the extent of one of some functions in order, or none if it is
+// not the first at its address.
+func functionAt(functions []*symbol, i int, code []extent) extent {
+	first := functions[i].addr
+	c := slices.IndexFunc(code, func(c extent) bool { return first >= c.first && first < c.end })
+	if c < 0 || i > 0 && functions[i-1].addr == first {
 		return extent{}
 	}
-	end := k.code[c].end
-	for i++; i < len(k.text) && k.symbols[k.text[i]].addr <= first; i++ {
+	end := code[c].end
+	for i++; i < len(functions) && functions[i].addr <= first; i++ {
 	}
-	if i < len(k.text) {
-		end = min(end, k.symbols[k.text[i]].addr)
+	if i < len(functions) {
+		end = min(end, functions[i].addr)
 	}
 	return extent{first, end}
+}
+
+// prepare finds out, once, what debug information needs to know of all types.
+func (t *btf) prepare() {
+	if t.reach[0] != nil {
+		return
+	}
+	if t.base != nil {
+		t.base.prepare()
+	}
+	t.reach[byMade] = t.reaches(byMade, t.madeOf)
+	t.reach[byContained] = t.reaches(byContained, t.contains)
+	t.signedEnums = t.hasSignedEnums()
+	t.only = map[string]bool{}
+	for id := t.first; id < t.end(); id++ {
+		if typ, _ := t.typ(id); typ.kind == kindStruct || typ.kind == kindUnion {
+			name := string(t.name(typ.name))
+			_, twice := t.only[name]
+			t.only[name] = !twice && name != ""
+		}
+	}
+}
+
+// isOnly tells whether a type of the kernel's is a structure or union, and the only one of
+// its name, so that debuggers find it by that.
+func (t *btf) isOnly(typ btfType) bool {
+	if typ.kind != kindStruct && typ.kind != kindUnion {
+		return false
+	}
+	name := t.name(typ.name)
+	_, own := t.only[string(name)]
+	return t.base.only[string(name)] && !own
 }
 
 // hasSignedEnums tells whether enumerations say if they are signed, as they do since
 // Linux 6.0: then at least one is, or is of 64 bits.
 func (t *btf) hasSignedEnums() bool {
-	for id := range t.at {
-		if typ, _ := t.typ(id + 1); typ.kind == kindEnum64 || typ.kind == kindEnum && typ.flag {
+	for id := t.first; id < t.end(); id++ {
+		if typ, _ := t.typ(id); typ.kind == kindEnum64 || typ.kind == kindEnum && typ.flag {
 			return true
 		}
 	}
-	return false
+	return t.base != nil && t.base.signedEnums
 }
 
-// sizeOf gives the size of a type in bytes, at most mostArray+1.
-func (t *btf) sizeOf(id int) uint64 {
+// sizeOf gives the size of a type in bytes, at most mostArray+1, if it has one.
+func (t *btf) sizeOf(id uint32) (size uint64, ok bool) {
 	times := uint64(1)
 	for range mostDepth {
-		typ, ok := t.typ(id)
-		if !ok {
-			return 0
-		}
+		typ, _ := t.typ(id)
 		switch typ.kind {
 		case kindTypedef, kindVolatile, kindConst, kindRestrict, kindTypeTag:
-			id = int(typ.size)
+			id = typ.size
 		case kindArray:
 			times = min(times*uint64(binary.LittleEndian.Uint32(typ.rest[8:])), mostArray+1)
-			id = int(binary.LittleEndian.Uint32(typ.rest))
+			id = binary.LittleEndian.Uint32(typ.rest)
 		case kindPointer:
-			return min(times*8, mostArray+1)
+			return min(times*8, mostArray+1), true
 		case kindInt, kindFloat, kindEnum, kindEnum64, kindStruct, kindUnion:
-			return min(times*uint64(typ.size), mostArray+1)
+			return min(times*uint64(typ.size), mostArray+1), true
 		default:
-			return 0
+			return 0, false
 		}
 	}
-	return 0
+	return 0, false
 }
 
-// fits tells whether a member is within its structure, and a bit field within its type.
+// fits tells whether a member has a size and is within its structure, and a bit field
+// within its type. What is only declared has none: debuggers would look for it by its
+// name, and might find what contains the structure.
 func (t *btf) fits(m btfMember, in btfType) bool {
-	size := t.sizeOf(int(m.typ))
+	size, ok := t.sizeOf(m.typ)
 	if m.bits > 0 {
-		return uint64(m.bits) <= 8*size && uint64(m.offset)+uint64(m.bits) <= 8*uint64(in.size)
+		return ok && uint64(m.bits) <= 8*size && uint64(m.offset)+uint64(m.bits) <= 8*uint64(in.size)
 	}
-	return uint64(m.offset/8)+size <= uint64(in.size)
+	return ok && uint64(m.offset/8)+size <= uint64(in.size)
 }
 
-// endless tells which types, by their numbers, lead to themselves, or to too many
-// others: by what they are made of without a structure in between, or by what they
-// contain.
-func (t *btf) endless() []bool {
-	endless := make([]bool, len(t.at)+1)
-	for _, next := range []func(btfType, func(uint32)){t.madeOf, t.contains} {
-		for id, r := range t.reaches(next) {
-			endless[id] = endless[id] || r == noEnd
-		}
-	}
-	return endless
+// isEndless tells whether a type leads to itself, or to too many others: by what it is
+// made of without a structure in between, or by what it contains. It is known once
+// prepare was called.
+func (t *btf) isEndless(id uint32) bool {
+	return t.reachOf(byMade, id) == noEnd || t.reachOf(byContained, id) == noEnd
 }
 
 // madeOf visits what a type is made of, up to structures.
@@ -593,34 +704,50 @@ type reach struct{ depth, types uint32 }
 // noEnd is the reach of types that lead too far, or to themselves.
 var noEnd = reach{mostDepth, mostFollowed}
 
-// reaches gives how far types lead, by their numbers.
-func (t *btf) reaches(next func(typ btfType, visit func(id uint32))) []reach {
-	known := make([]reach, len(t.at)+1)
-	var follow func(id, level int) reach
-	follow = func(id, level int) reach {
+// What types lead to others by: indices of btf.reach.
+const (
+	byMade      = iota // madeOf
+	byContained        // contains
+)
+
+// reachOf gives how far a type leads.
+func (t *btf) reachOf(by int, id uint32) reach {
+	if id < t.first {
+		t = t.base
+	}
+	return t.reach[by][id-t.first]
+}
+
+// reaches gives how far types lead, by their numbers less the first.
+func (t *btf) reaches(by int, next func(typ btfType, visit func(id uint32))) []reach {
+	known := make([]reach, len(t.at))
+	var follow func(id uint32, level int) reach
+	follow = func(id uint32, level int) reach {
 		typ, ok := t.typ(id)
 		switch {
 		case !ok:
 			return reach{}
-		case known[id].types > 0:
-			return known[id]
+		case id < t.first:
+			return t.base.reachOf(by, id)
+		case known[id-t.first].types > 0:
+			return known[id-t.first]
 		case level == mostDepth:
 			return noEnd
 		}
-		known[id] = noEnd // if it comes back to itself
+		known[id-t.first] = noEnd // if it comes back to itself
 		all := reach{types: 1}
 		next(typ, func(to uint32) {
-			r := follow(int(to), level+1)
+			r := follow(to, level+1)
 			all = reach{max(all.depth, r.depth+1), min(all.types+r.types, mostFollowed)}
 		})
 		if all.depth >= mostDepth || all.types == mostFollowed {
 			all = noEnd
 		}
-		known[id] = all
+		known[id-t.first] = all
 		return all
 	}
-	for id := range t.at {
-		follow(id+1, 0)
+	for id := t.first; id < t.end(); id++ {
+		follow(id, 0)
 	}
 	return known
 }

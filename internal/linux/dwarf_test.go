@@ -16,8 +16,15 @@ import (
 
 // typesBTF describes types, each by words: its name, kind, flag, parts, size or type,
 // and what follows. Texts are names.
-func typesBTF(types ...[]any) []byte {
+func typesBTF(types ...[]any) []byte { return moreBTF(nil, types...) }
+
+// moreBTF describes types that continue others.
+func moreBTF(base *btf, types ...[]any) []byte {
 	le := binary.LittleEndian
+	firstName := 0
+	if base != nil {
+		firstName = len(base.names)
+	}
 	names, b := []byte{0}, []byte(nil)
 	for _, words := range types {
 		for _, w := range words {
@@ -25,7 +32,7 @@ func typesBTF(types ...[]any) []byte {
 			case string:
 				at := 0
 				if w != "" {
-					at = len(names)
+					at = firstName + len(names)
 					names = append(append(names, w...), 0)
 				}
 				b = le.AppendUint32(b, uint32(at))
@@ -106,10 +113,45 @@ func madeInfo(t *testing.T, k *Kernel) *dwarf.Data {
 func TestDebugInfo(t *testing.T) {
 	_, k := foundKernel(t, fakeLayouts[2])
 	var err error
-	if k.btf, err = readBTF(allTypes(), nil); err != nil {
+	if k.btf, err = readBTF(allTypes(), nil, nil); err != nil {
 		t.Fatal(err)
 	}
-	d := madeInfo(t, k)
+	got := describe(t, madeInfo(t, k))
+	want := map[string]string{
+		"unit":               fmt.Sprintf("%#x+%#x", uint64(fakeText), k.code[0].end-fakeText),
+		"type int":           "*dwarf.IntType 4",
+		"type char":          "*dwarf.CharType 1",
+		"type _Bool":         "*dwarf.BoolType 1",
+		"type unsigned long": "*dwarf.UintType 8",
+		"type double":        "*dwarf.FloatType 8",
+		"type task_t":        "*dwarf.TypedefType 64",
+		"type task": "struct task {pid int@0; a unsigned long@0 : 3@33; b _Bool@0 : 1@36;  union {number unsigned long@0; text [16]char@0}@8; " +
+			"comm [-1]char@24}",
+		"type ":          "union {number unsigned long@0; text [16]char@0}",
+		"type elsewhere": "struct elsewhere /*incomplete*/",
+		"type either":    "union either /*incomplete*/",
+		"type u3":        "*dwarf.UintType 4",
+		"type old":       "struct old {low u3@0 : 3@0; high u3@0 : 3@3}",
+		"type color":     "enum color {RED=-1; GREEN=7}",
+		"type big":       "enum big {HUGE=-9223372036854775807}",
+		"type plain":     "enum plain {TOP=2147483648}",
+		"prototype 1":    "*struct task",
+		"prototype 2":    "*const char",
+		"prototype ...":  "",
+		"leaf":           fmt.Sprintf("int %#x+%#x", function("leaf"), functionSize),
+		"leaf 1":         "*struct task",
+		"leaf 2":         "*const char",
+		"leaf ...":       "",
+		"runqueues":      "volatile const task_t 03 00 50 01 00 00 00 00 00",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// describe gives what debug information says, by tag and name.
+func describe(t *testing.T, d *dwarf.Data) map[string]string {
+	t.Helper()
 	got := map[string]string{}
 	r := d.Reader()
 	parent, parameters := "", 0
@@ -163,34 +205,81 @@ func TestDebugInfo(t *testing.T) {
 			got["unit"] = fmt.Sprintf("%#x+%#x", e.Val(dwarf.AttrLowpc), e.Val(dwarf.AttrHighpc))
 		}
 	}
-	want := map[string]string{
-		"unit":               fmt.Sprintf("%#x+%#x", uint64(fakeText), k.code[0].end-fakeText),
-		"type int":           "*dwarf.IntType 4",
-		"type char":          "*dwarf.CharType 1",
-		"type _Bool":         "*dwarf.BoolType 1",
-		"type unsigned long": "*dwarf.UintType 8",
-		"type double":        "*dwarf.FloatType 8",
-		"type task_t":        "*dwarf.TypedefType 64",
-		"type task": "struct task {pid int@0; a unsigned long@0 : 3@33; b _Bool@0 : 1@36;  union {number unsigned long@0; text [16]char@0}@8; " +
-			"comm [-1]char@24}",
-		"type ":          "union {number unsigned long@0; text [16]char@0}",
-		"type elsewhere": "struct elsewhere /*incomplete*/",
-		"type either":    "union either /*incomplete*/",
-		"type u3":        "*dwarf.UintType 4",
-		"type old":       "struct old {low u3@0 : 3@0; high u3@0 : 3@3}",
-		"type color":     "enum color {RED=-1; GREEN=7}",
-		"type big":       "enum big {HUGE=-9223372036854775807}",
-		"type plain":     "enum plain {TOP=2147483648}",
-		"prototype 1":    "*struct task",
-		"prototype 2":    "*const char",
-		"prototype ...":  "",
-		"leaf":           fmt.Sprintf("int %#x+%#x", function("leaf"), functionSize),
-		"leaf 1":         "*struct task",
-		"leaf 2":         "*const char",
-		"leaf ...":       "",
-		"runqueues":      "volatile const task_t 03 00 50 01 00 00 00 00 00",
+	return got
+}
+
+// A module's debug information declares the kernel's structures, but for those that are not
+// the only ones of their name, and has copies of what else of the kernel's it needs.
+func TestModuleDebugInfo(t *testing.T) {
+	kind := func(kind, parts int) int { return kind<<24 | parts }
+	base, err := readBTF(typesBTF(
+		[]any{"int", kind(kindInt, 0), 4, 1<<24 | 32},             // 1
+		[]any{"list", kind(kindStruct, 1), 4, "first", 1, 0},      // 2
+		[]any{"twice", kind(kindStruct, 1), 4, "a", 1, 0},         // 3
+		[]any{"twice", kind(kindUnion, 1), 8, "b", 5, 0},          // 4
+		[]any{"", kind(kindPointer, 0), 2},                        // 5: struct list *
+		[]any{"", kind(kindUnion, 2), 8, "x", 1, 0, "y", 5, 0},    // 6
+		[]any{"count_t", kind(kindTypedef, 0), 1},                 // 7
+		[]any{"color", flagged | kind(kindEnum, 1), 4, "RED", -1}, // 8
+		[]any{"", kind(kindPrototype, 1), 1, "", 5},               // 9: int (struct list *)
+		[]any{"", kind(kindArray, 0), 0, 2, 1, 3},                 // 10: struct list [3]
+		[]any{"unused", kind(kindStruct, 0), 0},                   // 11
+		[]any{"slhc_data", kind(kindVariable, 0), 1, 1},           // 12: the kernel's
+		[]any{"loop", kind(kindTypedef, 0), 13},                   // 13
+	), nil, nil)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	types, err := readBTF(moreBTF(base,
+		[]any{"dev", kind(kindStruct, 8), 64, "head", 2, 0, "next", 15, 64, "list", 5, 128, "", 6, 192, "count", 7, 256,
+			"color", 8, 288, "lists", 10, 320, "other", 4, 448}, // 14
+		[]any{"", kind(kindPointer, 0), 14},                   // 15
+		[]any{"", kind(kindPrototype, 2), 1, "d", 15, "n", 7}, // 16
+		[]any{"slhc_open", kind(kindFunction, 0), 16},         // 17
+		[]any{"slhc_init", kind(kindFunction, 0), 9},          // 18: of a prototype of the kernel's
+		[]any{"slhc_data", kind(kindVariable, 0), 14, 1},      // 19
+		[]any{"plain", kind(kindEnum, 1), 4, "TOP", 1 << 31},  // 20: it would be signed without the kernel's
+		[]any{"bad", kind(kindStruct, 1), 4, "loop", 13, 0},   // 21
+	), base, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const at = fakeModules
+	m := &Module{
+		Name: "slhc", text: []extent{{at, at + 0x1000}},
+		symbols:   []symbol{{at + 0x40, 't', "slhc_init"}, {at + 0x80, 't', "slhc_open"}},
+		variables: []symbol{{at + 0x1000, 'd', "slhc_data"}},
+	}
+	made := m.debugInfo(types, at, 1<<20)
+	if err := checkEnds(types, made); err != nil {
+		t.Error(err)
+	}
+	d, err := dwarf.New(made.abbrev, nil, nil, made.info, nil, nil, nil, made.names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{
+		"unit":         "0x0+0x1000",
+		"type int":     "*dwarf.IntType 4",
+		"type count_t": "*dwarf.TypedefType 4",
+		"type list":    "struct list /*incomplete*/",
+		"type twice":   "union twice {b *struct list@0}",
+		"type ":        "union {x int@0; y *struct list@0}",
+		"type color":   "enum color {RED=-1}",
+		"type plain":   "enum plain {TOP=2147483648}",
+		"type bad":     "struct bad {}",
+		"type dev": "struct dev {head struct list@0; next *struct dev@8; list *struct list@16;  union {x int@0; y *struct list@0}@24; " +
+			"count count_t@32; color enum color {RED=-1}@36; lists [3]struct list@40; other union twice@56}",
+		"prototype 1": "*struct dev",
+		"prototype 2": "count_t",
+		"slhc_open":   "int 0x80+0xf80",
+		"slhc_open 1": "*struct dev",
+		"slhc_open 2": "count_t",
+		"slhc_init":   "int 0x40+0x40",
+		"slhc_init 1": "*struct list",
+		"slhc_data":   "struct dev 03 00 10 00 00 00 00 00 00",
+	}
+	if diff := cmp.Diff(want, describe(t, d)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
@@ -206,7 +295,7 @@ func TestDebugInfoOldEnum(t *testing.T) {
 		{[][]any{e, {"signed", flagged | kindEnum<<24 | 1, 4, "MINUS", -1}}, 1<<32 - 2},
 		{[][]any{e, {"wide", kindEnum64<<24 | 1, 8, "HUGE", 0, 1}}, 1<<32 - 2},
 	} {
-		types, err := readBTF(typesBTF(tt.types...), nil)
+		types, err := readBTF(typesBTF(tt.types...), nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -223,17 +312,20 @@ func TestDebugInfoOldEnum(t *testing.T) {
 	}
 }
 
-// Members that are not within their structure, and bit fields that are not within their
-// type, are left out.
+// Members that are not within their structure or have no size, and bit fields that are
+// not within their type, are left out.
 func TestDebugInfoBeyond(t *testing.T) {
 	types, err := readBTF(typesBTF(
 		[]any{"char", kindInt << 24, 1, 1<<24 | 8},
 		[]any{"", kindArray << 24, 0, 1, 1, 7},
 		[]any{"", kindPrototype << 24, 1 << 30},
-		[]any{"s", flagged | kindStruct<<24 | 8, 8,
+		[]any{"s", flagged | kindStruct<<24 | 11, 8,
 			"last", 1, 7 * 8, "beyond", 1, 8 * 8, "seven", 2, 8, "eight", 2, 2 * 8,
-			"bits", 1, 8<<24 | 56, "many", 1, 9<<24 | 48, "late", 1, 8<<24 | 57, "none", 3, 0},
-	), nil)
+			"bits", 1, 8<<24 | 56, "many", 1, 9<<24 | 48, "late", 1, 8<<24 | 57,
+			"function", 3, 0, "declared", 5, 0, "nothing", 0, 0, "empty", 6, 8 * 8}, // 4
+		[]any{"s", kindForward << 24, 0}, // 5
+		[]any{"", kindArray << 24, 0, 1, 1, 0},
+	), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -247,7 +339,7 @@ func TestDebugInfoBeyond(t *testing.T) {
 			got = append(got, name)
 		}
 	}
-	if diff := cmp.Diff([]string{"last", "seven", "bits", "none"}, got); diff != "" {
+	if diff := cmp.Diff([]string{"last", "seven", "bits", "empty"}, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
@@ -259,7 +351,7 @@ func TestDebugInfoReal(t *testing.T) {
 	if err != nil {
 		t.Skipf("the kernel of this machine does not describe its types: %v", err)
 	}
-	types, err := readBTF(b, nil)
+	types, err := readBTF(b, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +362,7 @@ func TestDebugInfoReal(t *testing.T) {
 func checkStructs(t *testing.T, types *btf, d *dwarf.Data) {
 	t.Helper()
 	r := d.Reader()
-	id := 0
+	id := uint32(0)
 	next := func() *dwarf.Entry {
 		e, err := r.Next()
 		if err != nil {
@@ -356,22 +448,25 @@ func TestEndlessTypes(t *testing.T) {
 		"many structures":     typesBTF(inside...),
 		"types that are none": typesBTF([]any{"", kindPointer << 24, 2}, []any{"f", kindFunction << 24, 99}, []any{"", kindPointer << 24, 1 << 30}),
 	} {
-		types, err := readBTF(b, nil)
+		types, err := readBTF(b, nil, nil)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if err := checkEnds(&Kernel{btf: types}); err != nil {
+		if err := checkEnds(types, (&Kernel{btf: types}).debugInfo()); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
 
-// checkEnds checks that debug information can be read, and that what is followed
-// in it ends.
-func checkEnds(k *Kernel) error {
-	made := k.debugInfo()
-	if most := 2*(len(k.btf.types)+len(k.btf.names)) + 1000; len(made.info)+len(made.names)+len(made.abbrev) > most {
+// checkEnds checks that debug information of types can be read, and that what is
+// followed in it ends.
+func checkEnds(t *btf, made debugInfo) error {
+	most := 1000
+	for ; t != nil; t = t.base {
+		most += 2 * (len(t.types) + len(t.names))
+	}
+	if made.size() > most {
 		return fmt.Errorf("it has over %d bytes", most)
 	}
 	d, err := dwarf.New(made.abbrev, nil, nil, made.info, nil, nil, nil, made.names)
@@ -436,7 +531,7 @@ func checkEnds(k *Kernel) error {
 
 // The names of a guest's do nothing to a terminal.
 func TestDebugInfoNames(t *testing.T) {
-	types, err := readBTF(typesBTF([]any{"a\x1b[2Jb\xff", kindForward << 24, 0}), nil)
+	types, err := readBTF(typesBTF([]any{"a\x1b[2Jb\xff", kindForward << 24, 0}), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -448,6 +543,10 @@ func TestDebugInfoNames(t *testing.T) {
 // FuzzDebugInfo makes debug information of types that are changed at places.
 func FuzzDebugInfo(f *testing.F) {
 	all := allTypes()
+	whole, err := readBTF(all, nil, nil)
+	if err != nil {
+		f.Fatal(err)
+	}
 	names := int(binary.LittleEndian.Uint32(all[16:])) + btfHeader
 	f.Add(all[btfHeader:names])
 	for _, structs := range fakeStructs {
@@ -458,12 +557,22 @@ func FuzzDebugInfo(f *testing.F) {
 		b := bytes.Clone(all[:btfHeader])
 		binary.LittleEndian.PutUint32(b[12:], uint32(len(types)))
 		binary.LittleEndian.PutUint32(b[16:], uint32(len(types)))
-		read, err := readBTF(append(append(b, types...), all[names:]...), nil)
+		b = append(append(b, types...), all[names:]...)
+		read, err := readBTF(b, nil, nil)
 		if err != nil {
 			return
 		}
-		if err := checkEnds(&Kernel{btf: read}); err != nil {
+		if err := checkEnds(read, (&Kernel{btf: read}).debugInfo()); err != nil {
 			t.Error(err)
+		}
+		// As a module's: of a kernel's that are whole, and of themselves.
+		for _, base := range []*btf{whole, read} {
+			if read, err = readBTF(b, base, nil); err != nil {
+				t.Fatal(err)
+			}
+			if err := checkEnds(read, (&Module{}).debugInfo(read, 0, mostInfo)); err != nil {
+				t.Error(err)
+			}
 		}
 	})
 }

@@ -117,10 +117,7 @@ func (k *Kernel) Executable() (file []byte, symbols int) {
 		b.compressed(".debug_frame", k.frameInfo(false))
 	}
 	if k.btf != nil {
-		d := k.debugInfo()
-		b.compressed(".debug_info", d.info)
-		b.compressed(".debug_abbrev", d.abbrev)
-		b.compressed(".debug_str", d.names)
+		b.addDebugInfo(k.debugInfo())
 	}
 	if k.buildID != nil {
 		note := binary.LittleEndian.AppendUint32(nil, 4)
@@ -141,9 +138,10 @@ func (m *Module) Address() (addr uint64, ok bool) {
 	return m.text[0].first, true
 }
 
-// File makes a file of a module: with its symbols and how to unwind its stacks. Its
-// addresses count from the module's own, as gdb takes how far a library was moved for
-// where it is. So many of its sections, which are the first, are in the guest's memory.
+// File makes a file of a module: with its symbols, how to unwind its stacks and, if the
+// kernel has them, its types. Its addresses count from the module's own, as gdb takes how
+// far a library was moved for where it is. So many of its sections, which are the first,
+// are in the guest's memory.
 // Preconditions: the module is one of the last Modules, and the guest has not run since.
 func (k *Kernel) File(m *Module) (file []byte, sections int) {
 	k.load(m)
@@ -152,14 +150,26 @@ func (k *Kernel) File(m *Module) (file []byte, sections int) {
 	for _, p := range m.parts {
 		b.reserve(p.name, p.flags, p.extent)
 	}
+	var frames []byte
 	if m.orc != nil {
-		frames := m.frameInfo(b.base, int(k.room))
+		frames = m.frameInfo(b.base, int(k.room))
 		k.room -= min(k.room, uint64(len(frames)))
-		b.contents(".debug_frame", elf.SHT_PROGBITS, 8, frames)
 	}
+	// gdb reads symbols, then types, then frames, each of all modules, and with what it reads
+	// what is behind it, up to the size of a packet: in this order it reads least.
 	symbols := slices.Concat(m.symbols, m.variables)
 	sort.SliceStable(symbols, func(i, j int) bool { return symbols[i].addr < symbols[j].addr })
 	b.addSymbols(symbols, m.parts)
+	if t := k.readModuleTypes(m); t != nil {
+		if d := m.debugInfo(t, b.base, int(k.room)); k.take(uint64(d.size())) {
+			b.addDebugInfo(d)
+		} else {
+			k.room = 0 // so that it is not tried in vain for each
+		}
+	}
+	if m.orc != nil {
+		b.contents(".debug_frame", elf.SHT_PROGBITS, 8, frames)
+	}
 	file, _ = b.file(elf.ET_DYN)
 	return file, len(m.parts)
 }
@@ -278,6 +288,13 @@ func (b *elfBuilder) compressed(name string, data []byte) {
 	b.sections[at].Flags = uint64(elf.SHF_COMPRESSED)
 }
 
+// addDebugInfo adds the sections of types.
+func (b *elfBuilder) addDebugInfo(d debugInfo) {
+	b.compressed(".debug_info", d.info)
+	b.compressed(".debug_abbrev", d.abbrev)
+	b.compressed(".debug_str", d.names)
+}
+
 // marks adds the section that frames without code are in.
 func (b *elfBuilder) marks() {
 	e := extent{marks, marksEnd}
@@ -337,8 +354,8 @@ func (b *elfBuilder) addSymbols(list []symbol, parts []part) {
 			table = binary.LittleEndian.AppendUint64(table, s.Size)
 		}
 	}
-	strtab := b.contents(".strtab", elf.SHT_STRTAB, 1, names)
 	symtab := b.contents(".symtab", elf.SHT_SYMTAB, 8, table)
+	strtab := b.contents(".strtab", elf.SHT_STRTAB, 1, names)
 	s := &b.sections[symtab]
 	s.Link, s.Info, s.Entsize = uint32(strtab), uint32(1+len(local)), elf.Sym64Size
 }

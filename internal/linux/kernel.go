@@ -59,8 +59,11 @@ type Kernel struct {
 	vmcore    VMCoreInfo // nil: none, or not asked for yet
 	noVMCore  error      // why there is none
 	modules   []*Module
-	mem       Memory // what the modules are read from
-	room      uint64 // bytes that more of their tables may have
+	// moduleTypes are the struct btf of modules, by their struct module; nil: not
+	// asked for yet.
+	moduleTypes map[uint64]uint64
+	mem         Memory // what the modules are read from
+	room        uint64 // bytes that more of their tables may have
 }
 
 // extent is from an address to before another.

@@ -18,6 +18,7 @@ type Module struct {
 	UsedBy []string
 	State  string // ModuleLive, "loading" or "unloading"
 
+	at        uint64   // its struct module
 	text      []extent // its code
 	parts     []part   // all its memory
 	kallsyms  uint64
@@ -42,6 +43,12 @@ var moduleKeys = []string{
 	"#module.mem", "module.mem", "module_memory", "module_memory.base", "module_memory.size",
 }
 
+// moduleTypeKeys are the structures that modules' types are found by
+// (kernel/bpf/btf.c in Linux): since 5.11, with CONFIG_DEBUG_INFO_BTF_MODULES.
+var moduleTypeKeys = []string{
+	"btf_module.list", "btf_module.module", "btf_module.btf", "btf.data", "btf.data_size", "btf.start_id", "btf.start_str_off",
+}
+
 const (
 	neededModuleKeys = 8
 	mostModules      = 4096
@@ -50,8 +57,8 @@ const (
 	mostModuleMemory = 16 // pieces of one, of which Linux has 7
 	mostModuleUses   = 1 << 16
 	moduleSymbolSize = 24 // Elf64_Sym
-	// mostModuleTables bounds what is read of all modules' symbols and ORC tables, of
-	// which the largest module of Linux has about 10 MB, and what is made of them.
+	// mostModuleTables bounds what is read of all modules' symbols, ORC tables and types,
+	// of which the largest module of Linux has about 12 MB, and what is made of them.
 	mostModuleTables = 64 << 20
 
 	memText, memInitText = 0, 4 // MOD_TEXT, MOD_INIT_TEXT, which begins what goes after the start
@@ -71,7 +78,7 @@ var moduleStates = []string{ModuleLive, "loading", "unloading"}
 // they need.
 // Preconditions: the guest does not run.
 func (k *Kernel) Modules(mem Memory) ([]*Module, error) {
-	k.mem, k.modules, k.room = mem, nil, mostModuleTables
+	k.mem, k.modules, k.moduleTypes, k.room = mem, nil, nil, mostModuleTables
 	o, err := k.types(mem)
 	if err == nil {
 		err = o.need(moduleKeys[:neededModuleKeys]...)
@@ -106,7 +113,7 @@ func (r *reader) module(o offsets, at uint64, uses *int) *Module {
 	}
 	m := &Module{
 		Name: r.name(at+o["module.name"], moduleNameSize), State: moduleStates[state],
-		kallsyms: r.word(at + o["module.kallsyms"]),
+		at: at, kallsyms: r.word(at + o["module.kallsyms"]),
 	}
 	r.layout(o, at, m)
 	if o.need("module.refcnt", "module.source_list", "module_use.source_list", "module_use.source") == nil {
@@ -254,6 +261,45 @@ func (k *Kernel) moduleSymbols(m *Module) (functions, variables []symbol) {
 		sort.SliceStable(list, func(i, j int) bool { return list[i].addr < list[j].addr })
 	}
 	return functions, variables
+}
+
+// readModuleTypes reads the types of a module, or gives nil. The kernel has them in a list
+// of its own: what a module says of them itself it forgets when that has started.
+func (k *Kernel) readModuleTypes(m *Module) *btf {
+	o, err := k.types(k.mem)
+	head, ok := k.Lookup("btf_modules")
+	if err != nil || !ok || o.need(moduleTypeKeys...) != nil {
+		return nil
+	}
+	r := reader{mem: k.mem}
+	if k.moduleTypes == nil {
+		k.moduleTypes = map[uint64]uint64{}
+		r.list(head, mostModules, func(entry uint64) bool {
+			at := entry - o["btf_module.list"]
+			k.moduleTypes[r.word(at+o["btf_module.module"])] = r.word(at + o["btf_module.btf"])
+			return r.err == nil
+		})
+		r.err = nil // those before it are known
+	}
+	at, ok := k.moduleTypes[m.at]
+	if !ok {
+		return nil
+	}
+	data, size := r.word(at+o["btf.data"]), uint64(r.half(at+o["btf.data_size"]))
+	first, firstName := r.half(at+o["btf.start_id"]), r.half(at+o["btf.start_str_off"])
+	if r.err != nil || first != k.btf.end() || int(firstName) != len(k.btf.names) || !k.take(size) {
+		return nil
+	}
+	b := make([]byte, size)
+	r.read(data, b)
+	if r.err != nil {
+		return nil
+	}
+	t, err := readBTF(b, k.btf, nil)
+	if err != nil {
+		return nil
+	}
+	return t
 }
 
 // within tells whether an address is in one of some pieces.

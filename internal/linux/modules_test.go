@@ -22,19 +22,23 @@ const (
 )
 
 // modules makes modules, each of which has functions with names, one every
-// functionSize bytes, all with one ORC entry.
+// functionSize bytes, all with one ORC entry, and types.
 func (d *fakeData) modules(version string, list []Module, entry [orcSize]byte) {
 	size := int(d.o["module"])
 	head := d.new(16)
 	d.symbol("modules", head)
 	at := map[string]uint64{}
-	var entries []uint64
+	var entries, types []uint64
 	for i, m := range list {
 		at[m.Name] = d.new(size)
 		entries = append(entries, d.field(at[m.Name], "module.list"))
 		d.fakeModule(version, at[m.Name], fakeModules+uint64(i)*fakeModule, m, entry)
+		types = append(types, d.fakeModuleTypes(at[m.Name], m))
 	}
 	d.link(head, entries...)
+	head = d.new(16)
+	d.symbol("btf_modules", head)
+	d.link(head, types...)
 	for _, m := range list {
 		var uses []uint64
 		for _, user := range m.UsedBy {
@@ -96,6 +100,28 @@ func (d *fakeData) fakeModule(version string, at, base uint64, m Module, entry [
 	d.putHalf(d.field(at, "module.arch.num_orcs"), 1)
 	d.put(d.field(at, "module.arch.orc_unwind_ip"), ips)
 	d.put(d.field(at, "module.arch.orc_unwind"), entries)
+}
+
+// fakeModuleTypes makes the types of a module, and gives their entry in the kernel's list.
+func (d *fakeData) fakeModuleTypes(at uint64, m Module) (entry uint64) {
+	task, first := int(d.described.structs["task_struct"]), int(d.described.end())
+	b := moreBTF(d.described,
+		[]any{m.Name + "_dev", kindStruct<<24 | 2, 16, "task", first + 1, 0, "self", first + 2, 64},
+		[]any{"", kindPointer << 24, task},
+		[]any{"", kindPointer << 24, first},
+		[]any{"", kindPrototype<<24 | 1, 0, "d", first + 2},
+		[]any{m.Name + "_open", kindFunction << 24, first + 3})
+	data := d.new(len(b))
+	copy(d.at(data), b)
+	types := d.new(208)
+	d.put(d.field(types, "btf.data"), data)
+	d.putHalf(d.field(types, "btf.data_size"), uint32(len(b)))
+	d.putHalf(d.field(types, "btf.start_id"), d.described.end())
+	d.putHalf(d.field(types, "btf.start_str_off"), uint32(len(d.described.names)))
+	one := d.new(48)
+	d.put(d.field(one, "btf_module.module"), at)
+	d.put(d.field(one, "btf_module.btf"), types)
+	return d.field(one, "btf_module.list")
 }
 
 // moved gives memory of a module's.
@@ -180,7 +206,8 @@ func TestUnwindModule(t *testing.T) {
 		if name, _ := k.Place(got[1]); name != "ppp_generic_open+0x9 [ppp_generic]" {
 			t.Errorf("%s: it is in %s", l.name, name)
 		}
-		d.put(d.field(binary.LittleEndian.Uint64(d.at(d.symbols[len(d.symbols)-1].addr))-d.o["module.list"], "module.arch.orc_unwind"), 8)
+		head, _ := d.Lookup("modules")
+		d.put(d.field(binary.LittleEndian.Uint64(d.at(head))-d.o["module.list"], "module.arch.orc_unwind"), 8)
 		k.Modules(mem)
 		if _, err = k.Unwind(mem, r); err == nil || !strings.Contains(err.Error(), "does not say how") {
 			t.Errorf("%s: without ORC of the module's: got %v", l.name, err)
@@ -227,8 +254,55 @@ func TestModuleFile(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" || sections != 2 {
 			t.Errorf("%s: %d sections (-want +got):\n%s", version, sections, diff)
 		}
+		info, err := f.DWARF()
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantInfo := map[string]string{
+			"unit":             "0x0+0x1000",
+			"type slhc_dev":    "struct slhc_dev {task *struct task_struct@0; self *struct slhc_dev@8}",
+			"type task_struct": "struct task_struct /*incomplete*/",
+			"slhc_open":        "void 0x80+0xf80",
+			"slhc_open 1":      "*struct slhc_dev",
+			"prototype 1":      "*struct slhc_dev",
+		}
+		if diff := cmp.Diff(wantInfo, describe(t, info)); diff != "" {
+			t.Errorf("%s: types (-want +got):\n%s", version, diff)
+		}
 		if _, ok := (&Module{}).Address(); ok {
 			t.Error("a module without code has an address")
+		}
+	}
+}
+
+// Types of a module that do not continue the kernel's, or are not there, or are too
+// many, are left out, and those of other modules are not.
+func TestModuleTypesMissing(t *testing.T) {
+	for name, change := range map[string]func(d *fakeData, types uint64){
+		"of another kernel": func(d *fakeData, types uint64) { d.putHalf(d.field(types, "btf.start_id"), 7) },
+		"of other names":    func(d *fakeData, types uint64) { d.putHalf(d.field(types, "btf.start_str_off"), 7) },
+		"not mapped":        func(d *fakeData, types uint64) { d.put(d.field(types, "btf.data"), 8) },
+		"too large":         func(d *fakeData, types uint64) { d.putHalf(d.field(types, "btf.data_size"), mostModuleTables) },
+		"cut off":           func(d *fakeData, types uint64) { d.putHalf(d.field(types, "btf.data_size"), 30) },
+	} {
+		d := newFakeData("6.1")
+		d.modules("6.1", fakeLoaded, [orcSize]byte{})
+		head, _ := d.Lookup("btf_modules")
+		entry := binary.LittleEndian.Uint64(d.at(head)) - d.o["btf_module.list"]
+		change(d, binary.LittleEndian.Uint64(d.at(d.field(entry, "btf_module.btf"))))
+		list, err := d.Modules(spaces{d.mem, d.loaded})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, m := range list {
+			file, _ := d.File(m)
+			f, err := elf.NewFile(bytes.NewReader(file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if has := f.Section(".debug_info") != nil; has != (i > 0) {
+				t.Errorf("%s: %s has types: %v", name, m.Name, has)
+			}
 		}
 	}
 }

@@ -199,8 +199,8 @@ func checkModules(t *testing.T, printed string, want []string) {
 	}
 }
 
-// gdb has a guest's modules as libraries, with their names and how to unwind them,
-// without a file and with the kernel's own.
+// gdb has a guest's modules as libraries, with their names, how to unwind them and their
+// types, without a file and with the kernel's own.
 func TestGDBModules(t *testing.T) {
 	eachLinux(t, lab.GuestConfig{MemoryMB: 128, Cmdline: "work=modules"}, func(t *testing.T, h *lab.Host, g *lab.Guest) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -212,24 +212,31 @@ func TestGDBModules(t *testing.T) {
 		if len(all) == 0 || len(all[0].modules) != 3 {
 			t.Fatalf("the guest has told %+v", all)
 		}
+		types := []string{"-ex", "whatis pgctrl_show", "-ex", "whatis ((struct pktgen_dev *)0)->skb->len",
+			"-ex", "p sizeof(((struct pktgen_dev *)0)->list)", "-ex", "p ((struct pktgen_net *)$sp)->pktgen_exiting"}
+		wantTypes := []string{`(?m)^type = int \(struct seq_file \*, void \*\)$`, `(?m)^type = unsigned int$`,
+			`(?m)^\$1 = 16$`, `(?m)^\$2 = (true|false|\d+)$`}
+		if strings.HasPrefix(h.KernelRelease(), "5.10.") { // it has none of modules
+			types, wantTypes = nil, nil
+		}
 		for name, args := range map[string][]string{"no file": nil, "symbol file": {symbols(t, h)}} {
 			t.Run(name, func(t *testing.T) {
 				s := attach(t, h, g)
 				begin := time.Now()
-				out := s.gdb(append([]string{"-ex", "info sharedlibrary", "-ex", "break pgctrl_show", "-ex", "continue",
-					"-ex", "bt", "-ex", "info symbol $pc", "-ex", "x/2i $pc", "-ex", "monitor bt", "-ex", "detach"}, args...)...)
+				out := s.gdb(slices.Concat([]string{"-ex", "info sharedlibrary", "-ex", "break pgctrl_show", "-ex", "continue",
+					"-ex", "bt", "-ex", "info symbol $pc", "-ex", "x/2i $pc", "-ex", "monitor bt"}, types, []string{"-ex", "detach"}, args)...)
 				s.exit()
 				for _, module := range all[0].modules {
 					f := strings.Fields(module)
 					expect(t, out, fmt.Sprintf(`(?m)^%s .* target:/gdbserver-xen/\S+/%s\.ko$`, f[5], f[0]))
 				}
-				expect(t, out,
+				expect(t, out, slices.Concat([]string{
 					`hit Breakpoint 1, 0x[0-9a-f]+ in pgctrl_show \(\)`,
 					`(?m)^#0 .* pgctrl_show \(\) from target:\S+/pktgen\.ko\n#1 .* seq_read_iter \(.*\n(#.*\n)+#\d+ .* entry_SYSCALL_64\w* \(\)`,
 					`(?m)^pgctrl_show( \+ \d+)? in section \.text of target:\S+/pktgen\.ko$`,
 					`(?m)^=> 0x[0-9a-f]+ <pgctrl_show(\+\d+)?>:`,
 					`(?m)^#0 +0x[0-9a-f]+ pgctrl_show\+0x[0-9a-f]+ \[pktgen\]$`,
-					`detached`)
+				}, wantTypes, []string{`detached`})...)
 				t.Logf("gdb took %.1f s", time.Since(begin).Seconds())
 			})
 		}
