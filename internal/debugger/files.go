@@ -44,6 +44,7 @@ type kernelFiles struct {
 	symbols    int64             // who reads its symbols reads this byte of it,
 	symbolised bool              // and the client has
 	frames     []byte            // nil: not made yet, or the kernel does not say
+	keeps      bool              // what they were made with
 	modules    map[string][]byte // those that were listed last, by name
 }
 
@@ -85,21 +86,19 @@ func (f *kernelFiles) Relocation() (r rsp.Relocation, ok bool) {
 }
 
 // Libraries gives the modules that there are now, and before them how to unwind the
-// kernel's stacks, to a client that has a symbol file of its own: that has no such
-// information on assembly.
+// kernel's stacks. A client that has a symbol file of its own looks there first, and
+// here for assembly, of which that says nothing.
 func (f *kernelFiles) Libraries() ([]rsp.Library, error) {
 	k, err := f.known()
 	if err != nil {
 		return nil, nil
 	}
 	var list []rsp.Library
-	if !f.symbolised {
-		if f.frames == nil {
-			f.frames = k.FrameInfo()
-		}
-		if f.frames != nil {
-			list = append(list, rsp.Library{Name: fileName(k, framesName), Sections: []uint64{0}})
-		}
+	if keeps := !f.symbolised; f.frames == nil || keeps != f.keeps {
+		f.frames, f.keeps = k.FrameInfo(keeps), keeps
+	}
+	if f.frames != nil {
+		list = append(list, rsp.Library{Name: fileName(k, framesName), Sections: []uint64{0}})
 	}
 	if f.mem == nil {
 		return list, nil // no vCPU sees the kernel now
@@ -180,6 +179,9 @@ func kernelCapabilities(k *linux.Kernel, err error) []guest.Capability {
 	}
 	if p := k.SymbolPackage(); p != "" {
 		cs[1].Detail += ", in package " + p
+	}
+	if slide := k.Slide(); slide != 0 {
+		cs[1].Detail += fmt.Sprintf("; KASLR has moved the kernel, so in gdb, once it is connected, load it with `symbol-file -o %#x FILE`", slide)
 	}
 	for _, err := range k.Missing() {
 		c := guest.Capability{Name: "structures", Detail: err.Error()}

@@ -145,8 +145,7 @@ func newFrameInfo(keeps bool, most int) *frameInfo {
 	return f
 }
 
-// frameInfo makes call-frame information for the kernel's code. What keeps means is
-// so for assembly, for which the kernel's own symbol file has no information.
+// frameInfo makes call-frame information for the kernel's code.
 func (k *Kernel) frameInfo(keeps bool) []byte {
 	f := newFrameInfo(keeps, mostFrameInfo)
 	head := len(f.b)

@@ -259,8 +259,7 @@ func firstState(r Registers) cfiState {
 // What came from user mode ends with a mark for that, but for system calls.
 func checkFrameInfo(t *testing.T, k *Kernel, mem Memory, r Registers, want []Frame) {
 	t.Helper()
-	file, _ := k.Executable()
-	entries := readCFI(t, file)
+	entries := readCFI(t, k.FrameInfo(false))
 	for _, m := range k.modules {
 		base, _ := m.Address()
 		file, _ := k.File(m)
@@ -304,9 +303,8 @@ func TestFrameInfo(t *testing.T) {
 	for _, l := range fakeLayouts {
 		t.Run(l.name, func(t *testing.T) {
 			kernel, k := foundKernel(t, l)
-			file, _ := k.Executable()
-			checkAgainstORC(t, k, kernel, readCFI(t, file), fakeStack, rand.New(rand.NewPCG(1, 2)))
-			checkAgainstORC(t, k, kernel, readCFI(t, k.FrameInfo()), fakeStack, rand.New(rand.NewPCG(1, 2)))
+			checkAgainstORC(t, k, kernel, readCFI(t, k.FrameInfo(false)), fakeStack, rand.New(rand.NewPCG(1, 2)))
+			checkAgainstORC(t, k, kernel, readCFI(t, k.FrameInfo(true)), fakeStack, rand.New(rand.NewPCG(1, 2)))
 		})
 	}
 }

@@ -99,10 +99,9 @@ func (k *Kernel) findBuildID(mem Memory) {
 	}
 }
 
-// Executable makes a file that stands for the kernel's symbol file: with its
-// symbols, its build's identification, how to unwind its stacks and, once ReadTypes
-// was called, its types. Who reads its symbols reads the byte at symbols, and who wants
-// to know what file it is does not.
+// Executable makes a file that stands for the kernel's symbol file: with its symbols,
+// its build's identification and, once ReadTypes was called, its types. Who reads its
+// symbols reads the byte at symbols, and who wants to know what file it is does not.
 func (k *Kernel) Executable() (file []byte, symbols int) {
 	b := &elfBuilder{}
 	parts := k.parts()
@@ -111,10 +110,6 @@ func (k *Kernel) Executable() (file []byte, symbols int) {
 	}
 	if len(parts) > 0 {
 		b.segments = append(b.segments, extent{parts[0].first, parts[len(parts)-1].end})
-	}
-	if k.orc != nil {
-		b.marks()
-		b.compressed(".debug_frame", k.frameInfo(false))
 	}
 	if k.btf != nil {
 		b.addDebugInfo(k.debugInfo())
@@ -174,16 +169,17 @@ func (k *Kernel) File(m *Module) (file []byte, sections int) {
 	return file, len(m.parts)
 }
 
-// FrameInfo makes a file with nothing but how to unwind the kernel's stacks where
-// its symbol file says nothing of that, or nil if the kernel does not know. It has
-// one section that is in memory: that of marks.
-func (k *Kernel) FrameInfo() []byte {
+// FrameInfo makes a file with nothing but how to unwind the kernel's stacks, or nil if
+// the kernel does not know. It has one section that is in memory: that of marks. With
+// keeps it is for where the kernel's symbol file says nothing of that, as of assembly,
+// which is believed to give back the registers that functions must.
+func (k *Kernel) FrameInfo(keeps bool) []byte {
 	if k.orc == nil {
 		return nil
 	}
 	b := &elfBuilder{}
 	b.marks()
-	b.compressed(".debug_frame", k.frameInfo(true))
+	b.compressed(".debug_frame", k.frameInfo(keeps))
 	b.addSymbols(nil, nil)
 	file, _ := b.file(elf.ET_DYN)
 	return file

@@ -70,7 +70,7 @@ func TestExecutable(t *testing.T) {
 					t.Errorf("%s is %+v in %s, want %+v", tt.name, s, section, tt)
 				}
 			}
-			frames, err := elf.NewFile(bytes.NewReader(k.FrameInfo()))
+			frames, err := elf.NewFile(bytes.NewReader(k.FrameInfo(true)))
 			if err != nil || frames.Section(".debug_frame") == nil || frames.Sections[1].Addr != marks {
 				t.Errorf("frames: %v", err)
 			}
@@ -125,7 +125,7 @@ func TestReadelf(t *testing.T) {
 		t.Fatal(err)
 	}
 	module, _ := d.File(modules[0])
-	for name, file := range map[string][]byte{"executable": executable, "frames": k.FrameInfo(), "module": module} {
+	for name, file := range map[string][]byte{"executable": executable, "frames": k.FrameInfo(true), "module": module} {
 		path := filepath.Join(t.TempDir(), name)
 		if err := os.WriteFile(path, file, 0o644); err != nil {
 			t.Fatal(err)

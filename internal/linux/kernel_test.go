@@ -222,7 +222,7 @@ func use(mem space, seed uint64) {
 	if err != nil {
 		return
 	}
-	if file, _ := k.Executable(); len(file) > 1<<20 || len(k.FrameInfo()) > 1<<20 {
+	if file, _ := k.Executable(); len(file) > 1<<20 || len(k.FrameInfo(true)) > 1<<20 {
 		panic("a file is too large")
 	}
 	rnd := rand.New(rand.NewPCG(seed, 0))

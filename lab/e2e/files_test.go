@@ -104,6 +104,20 @@ func TestKASLR(t *testing.T) {
 	expect(t, out, `#[1-9]\d* .* at \S+:\d+`, `\$1 = `+address+`\n`, `\$2 = "swapper/0`, banner,
 		`hit Breakpoint 1, hrtimer_nanosleep \(rqtp=\d+`, `hit Hardware watchpoint 2: jiffies_64\n\nOld value = \d+\nNew value = \d+`)
 
+	// gdb moves no file that it loads later, but can be told how far: so it is.
+	s = attach(t, h, g)
+	caps := s.gdb("-ex", "monitor caps", "-ex", "detach")
+	s.exit()
+	move := regexp.MustCompile("load it with `(symbol-file -o 0x[0-9a-f]+) FILE`").FindStringSubmatch(caps)
+	if move == nil {
+		t.Fatalf("monitor caps does not say how far the kernel was moved:\n%s", caps)
+	}
+	s = attach(t, h, g)
+	out = s.gdb("-ex", move[1]+" "+vmlinux, "-ex", "thread apply all bt", "-ex", "p/x &init_task", "-ex", "p init_task.comm", "-ex", "detach")
+	s.exit()
+	checkGDBStacks(t, out, g.Config().VCPUs)
+	expect(t, out, `#[1-9]\d* .* at \S+:\d+`, `\$1 = `+address+`\n`, `\$2 = "swapper/0`)
+
 	lldb, err := lab.LLDB(t.Context(), "16", t.Output())
 	if err != nil {
 		t.Fatal(err)
@@ -245,8 +259,9 @@ for i in range(%d):
 `
 
 // Wherever a busy guest is stopped, gdb's stacks are whole without a file, and nearly
-// all are those that the server prints. How many are with the kernel's symbol file, with and
-// without what the server adds to it, is printed beside.
+// all are those that the server prints. So they are with the kernel's symbol file, if that
+// is loaded later. How many are where it is loaded before, with and without what the server
+// adds to it, is printed beside.
 func TestGDBStacks(t *testing.T) {
 	for _, kind := range controlled {
 		t.Run(string(kind), func(t *testing.T) {
@@ -259,16 +274,18 @@ func TestGDBStacks(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, client := range []struct {
-				name string
-				args []string
+				name  string
+				args  []string
+				whole bool // all stacks are to be
 			}{
-				{"gdb, no file", nil},
-				{"gdb, symbol file", []string{vmlinux}},
-				{"gdb, symbol file alone", append(slices.Clone(noFiles), vmlinux)},
+				{"gdb, no file", nil, true},
+				{"gdb, symbol file later", []string{"-ex", "file " + vmlinux}, true},
+				{"gdb, symbol file", []string{vmlinux}, false},
+				{"gdb, symbol file alone", append(slices.Clone(noFiles), vmlinux), false},
 			} {
 				s := attach(t, h, g)
 				begin := time.Now()
-				out := s.gdb(append([]string{"-ex", "source " + script, "-ex", "detach"}, client.args...)...)
+				out := s.gdb(append(client.args, "-ex", "source "+script, "-ex", "detach")...)
 				s.exit()
 				server, own, same := 0, 0, 0
 				lost := map[string]int{} // stacks that are not whole, by their last function
@@ -295,8 +312,8 @@ func TestGDBStacks(t *testing.T) {
 							continue
 						}
 						lost[theirs[i].lastKnown()]++
-						if client.args == nil {
-							t.Errorf("gdb's stack is not whole:\n%s\nthe server's:\n%s", theirs[i].text, ours[i].text)
+						if client.whole {
+							t.Errorf("%s: a stack is not whole:\n%s\nthe server's:\n%s", client.name, theirs[i].text, ours[i].text)
 						}
 					}
 				}
