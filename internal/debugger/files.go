@@ -105,7 +105,7 @@ func (f *kernelFiles) Libraries() ([]rsp.Library, error) {
 	}
 	modules, err := k.Modules(f.mem)
 	if err != nil && !errors.Is(err, linux.ErrNoBTF) { // which monitor caps tells
-		f.log.Warn("the list of modules is not whole", "error", err)
+		f.log.Warn("the list of modules is not whole", "err", err)
 	}
 	f.modules = map[string][]byte{}
 	for _, m := range modules {
