@@ -79,20 +79,35 @@ func expect(t *testing.T, out string, patterns ...string) {
 	}
 }
 
+// stepScript steps instructions, and tells how many it has been at.
+const stepScript = `
+def step(times):
+  thread, places = gdb.selected_thread().num, set()
+  for i in range(times):
+    gdb.execute("stepi", to_string=True)
+    if gdb.selected_thread().num != thread: raise gdb.GdbError("step %d stopped another vCPU" % i)
+    places.add(gdb.selected_frame().pc())
+  print("stepped %d times on one vCPU, to %d places" % (times, len(places)))
+`
+
 // A kernel developer's session: stop in a function that runs on both vCPUs, look
-// at its arguments, go on by lines, out of it, watch a counter, and let go.
+// at its arguments, go on by lines and instructions, out of it, watch a counter, and
+// let go.
 func TestRunControl(t *testing.T) {
+	steps := scaled(t, 50, 500)
 	eachControlled(t, lab.GuestConfig{Cmdline: "work=sleep"}, func(t *testing.T, h *lab.Host, g *lab.Guest) {
 		s := attach(t, h, g)
 		args := []string{
 			"-ex", "break hrtimer_nanosleep", "-ex", "continue", "-ex", "bt", "-ex", "p clockid",
 			"-ex", "next", "-ex", "next", "-ex", "step", "-ex", "delete", "-ex", "finish",
+			"-ex", fmt.Sprintf("python exec(%q)", stepScript), "-ex", fmt.Sprintf("python step(%d)", steps),
 			"-ex", "tbreak hrtimer_nanosleep if $_thread == 2", "-ex", "continue", "-ex", "info threads", "-ex", "x/i $pc",
 			"-ex", "hbreak hrtimer_nanosleep", "-ex", "continue", "-ex", "continue", "-ex", "delete",
 			"-ex", "watch jiffies_64", "-ex", "continue", "-ex", "continue", "-ex", "delete"}
 		want := []string{
 			`hit Breakpoint 1, hrtimer_nanosleep \(rqtp=\d+, mode=HRTIMER_MODE_REL`,
 			`#0  hrtimer_nanosleep`, `#\d+ .*do_syscall_64`, `\$1 = [01]`,
+			fmt.Sprintf(`stepped %d times on one vCPU, to \d\d+ places`, steps),
 			`Thread 2 "vCPU 1" hit Temporary breakpoint 2, hrtimer_nanosleep`,
 			`=> 0x\w+ <hrtimer_nanosleep>:\s+(nop[lw]|data16)`, // one NOP, which compilers write in many ways
 			`hit Breakpoint 3, hrtimer_nanosleep`, `hit Breakpoint 3, hrtimer_nanosleep`,
