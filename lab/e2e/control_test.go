@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"bytes"
-	"encoding/binary"
 	"fmt"
 	"os"
 	"regexp"
@@ -161,7 +160,7 @@ func TestSteps(t *testing.T) {
 				t.Fatalf("got stop reply %q to a step of %s", stop, thread)
 			}
 			// A string instruction is stepped once for each of its repetitions.
-			if next := registers(c)["rip"]; next == pc && !slices.Contains([]byte{0xf2, 0xf3}, c.read(pc, 1)[0]) {
+			if next := registers(c)["rip"]; next == pc && !slices.Contains([]string{"\xf2", "\xf3"}, string(c.read(pc, 1))) {
 				t.Fatalf("step at %#x goes nowhere", pc)
 			} else {
 				seen[next] = true
@@ -301,9 +300,11 @@ func TestStepIntoKernel(t *testing.T) {
 		c := s.dial()
 		exit := symbolAddress(t, h, "__x64_sys_exit_group")
 		c.want(fmt.Sprintf("Z0,%x,1", exit), "OK")
-		c.resume("vCont;c")
+		if stop := c.resume("vCont;c"); !strings.Contains(stop, "swbreak") {
+			t.Fatalf("got stop reply %q", stop)
+		}
 		const ip = 16 * 8 // in struct pt_regs
-		call := binary.LittleEndian.Uint64(c.read(registers(c)["rdi"]+ip, 8)) - 2
+		call := c.word(registers(c)["rdi"]+ip) - 2
 		if got := c.read(call, 2); !bytes.Equal(got, []byte{0x0f, 0x05}) {
 			t.Fatalf("got % x where a program exits, want SYSCALL", got)
 		}

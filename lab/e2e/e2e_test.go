@@ -5,6 +5,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"os"
@@ -239,6 +240,16 @@ func (c *client) read(addr uint64, n int) []byte {
 		mem = append(mem, data...)
 	}
 	return mem
+}
+
+// word reads a word, which must be there.
+func (c *client) word(addr uint64) uint64 {
+	c.t.Helper()
+	b := c.read(addr, 8)
+	if len(b) != 8 {
+		c.t.Fatalf("%#x cannot be read", addr)
+	}
+	return binary.LittleEndian.Uint64(b)
 }
 
 // gdb runs the machine's gdb on a server and gives what it prints.

@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"bytes"
-	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"testing"
@@ -23,20 +22,12 @@ func TestVectorsSurviveWrites(t *testing.T) {
 	program, g := kernelGuest(t, h, guest)
 	s := attach(t, h, g)
 	c := s.dial()
-	count := func(addr uint64) uint64 {
-		t.Helper()
-		b := c.read(addr, 8)
-		if len(b) != 8 {
-			t.Fatalf("read %d bytes of the guest's counts", len(b))
-		}
-		return binary.LittleEndian.Uint64(b)
-	}
 	// run lets the guest look at its registers, and gives how often they were
 	// not as it had left them.
 	run := func() uint64 {
 		t.Helper()
-		rounds, failures := count(program.Rounds), count(program.Failures)
-		for deadline := time.Now().Add(20 * time.Second); count(program.Rounds) < rounds+1000; {
+		rounds, failures := c.word(program.Rounds), c.word(program.Failures)
+		for deadline := time.Now().Add(20 * time.Second); c.word(program.Rounds) < rounds+1000; {
 			if time.Now().After(deadline) {
 				t.Fatal("the guest does not go on")
 			}
@@ -51,7 +42,7 @@ func TestVectorsSurviveWrites(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		return count(program.Failures) - failures
+		return c.word(program.Failures) - failures
 	}
 	same := func(when string) {
 		t.Helper()
@@ -63,8 +54,8 @@ func TestVectorsSurviveWrites(t *testing.T) {
 		}
 	}
 	same("at first")
-	if n := run(); n != 0 || count(program.Failures) != 0 {
-		t.Errorf("%d failures before anything was written", count(program.Failures))
+	if n := run(); n != 0 || c.word(program.Failures) != 0 {
+		t.Errorf("%d failures before anything was written", c.word(program.Failures))
 	}
 	for _, name := range []string{"r15", "dr0", "xmm7"} {
 		digits := littleEndian(registers(c)[name] + 0x1000)
