@@ -192,10 +192,11 @@ func (g *Guest) Pause() error {
 const othersHold = 100 * time.Millisecond
 
 // noteOthers notes whether somebody else has paused the domain. A guardian needs that
-// if we are killed right in the middle of a pause.
+// if we are killed right in the middle of a pause. With the engine gdbsx each stop is
+// such a pause.
 func (g *Guest) noteOthers() error {
 	now := time.Now()
-	if now.Sub(g.othersAsked) < othersHold {
+	if !g.ownPauses && now.Sub(g.othersAsked) < othersHold {
 		return nil
 	}
 	info, err := g.Info()

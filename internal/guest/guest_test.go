@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -55,6 +56,30 @@ func (f *fixture) attach(t *testing.T) *guest.Guest {
 		}
 	})
 	return g
+}
+
+// Whether others have paused the domain is asked now and then only, unless stops pause
+// it, too.
+func TestOthersAsked(t *testing.T) {
+	f := newFixture(t, xen.PV, 1)
+	g := f.attach(t)
+	asked := func() int {
+		before := f.Calls(xentest.OpGetDomainInfo)
+		for range 10 {
+			if err := errors.Join(g.Resume(), g.Pause()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return f.Calls(xentest.OpGetDomainInfo) - before
+	}
+	begin := time.Now()
+	if n := asked(); n > int(time.Since(begin)/(100*time.Millisecond))+1 {
+		t.Errorf("asked %d times in %v", n, time.Since(begin))
+	}
+	g.HoldByPauses()
+	if n := asked(); n != 10 {
+		t.Errorf("with stops that pause the domain asked %d times in 10", n)
+	}
 }
 
 // eachKind runs a test for a PV and for a PVH domain.
