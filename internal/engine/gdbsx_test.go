@@ -6,7 +6,9 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -68,8 +70,8 @@ func newFakePV(t *testing.T, pauses int) *fakePV {
 	return f
 }
 
-// attach takes the guest, and gives it back at the end of the test.
-func (f *fakePV) attach() {
+// attachOnly takes the guest.
+func (f *fakePV) attachOnly() {
 	f.t.Helper()
 	l, err := guest.NewLedger(f.ledger)
 	if err != nil {
@@ -82,6 +84,12 @@ func (f *fakePV) attach() {
 		f.g.Detach()
 		f.t.Fatal(err)
 	}
+}
+
+// attach takes the guest, and gives it back at the end of the test.
+func (f *fakePV) attach() {
+	f.t.Helper()
+	f.attachOnly()
 	text, traps := string(f.text), f.d.VCPU(0).Context.Traps
 	f.t.Cleanup(func() {
 		if f.g != nil {
@@ -498,6 +506,79 @@ func TestGDBSXRecover(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Wherever the server is killed, in the middle of what the engine does, what it leaves
+// can be undone, and no vCPU that runs meanwhile is set back to where it was before.
+func TestGDBSXKilledAnywhere(t *testing.T) {
+	for calls := 0; ; calls++ {
+		f := newFakePV(t, 0)
+		text, traps := string(f.text), f.d.VCPU(0).Context.Traps
+		var lived [2]uint64
+		live := func() {
+			for n := range lived {
+				if f.d.Pauses() > 0 || f.d.OwnPauses(n) > 0 {
+					continue
+				}
+				f.x.Do(func() {
+					f.d.VCPU(n).Context.RBX++
+					lived[n]++
+				})
+			}
+		}
+		k := &killer{Transport: f.x.Transport(), left: calls, after: live}
+		done := untilKilled(func() bool {
+			host, err := xen.NewHost(k)
+			f.host = check(t, host, err)
+			f.attachOnly()
+			plant := f.plant(codeAt)
+			f.resume(Run, Run)
+			f.int3(0, codeAt)
+			f.wait(true)
+			f.pause(Stop{VCPU: 0, Trap: Breakpoint})
+			if err := f.g.Lift(plant); err != nil {
+				t.Fatal(err)
+			}
+			f.resume(Step, Stay)
+			f.debug(0, codeAt+1, DR6BS)
+			f.wait(true)
+			f.pause(Stop{VCPU: 0, Trap: Debug, DR6: DR6BS})
+			if err := f.g.Replant(plant); err != nil {
+				t.Fatal(err)
+			}
+			f.resume(Run, Run)
+			f.pause()
+			return errors.Join(f.e.Close(), f.g.Detach()) == nil
+		})
+		k.left, k.after = math.MaxInt, nil // what is left of it does not count
+		if done {
+			if calls < 100 {
+				t.Errorf("all is done after %d calls", calls)
+			}
+			k.release()
+			return
+		}
+		k.release()
+		where := fmt.Sprintf("killed at call %d", calls)
+		if left, err := guest.OpenLedger(f.ledger); err == nil {
+			rescuer := &killer{Transport: f.x.Transport(), left: math.MaxInt, after: live}
+			host, err := xen.NewHost(rescuer)
+			if err := Recover(check(t, host, err), left, slog.New(slog.DiscardHandler)); err != nil {
+				t.Fatalf("%s: %v", where, err)
+			}
+			rescuer.release()
+		}
+		if string(f.text) != text || f.d.Pauses() != 0 || f.d.Debugged {
+			t.Fatalf("%s: text as before %v, %d pauses, debugging %v", where, string(f.text) == text, f.d.Pauses(), f.d.Debugged)
+		}
+		for n := range lived {
+			c := &f.d.VCPU(n).Context
+			if c.RBX != lived[n] || f.d.OwnPauses(n) != 0 || c.Traps != traps || c.RFLAGS&x86.RFLAGSTF != 0 {
+				t.Fatalf("%s: vCPU %d has run %d times and says %d, %d pauses, traps as before %v, rflags %#x",
+					where, n, lived[n], c.RBX, f.d.OwnPauses(n), c.Traps == traps, c.RFLAGS)
+			}
+		}
 	}
 }
 

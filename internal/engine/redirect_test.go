@@ -764,11 +764,12 @@ func TestRedirectOwedTrap(t *testing.T) {
 	}
 }
 
-// killer is a connection that ends the process at some call.
+// killer is a connection that ends the process right before or after some call.
 type killer struct {
 	xen.Transport
-	left int
-	maps [][]byte
+	left  int // calls, each of which counts twice
+	maps  [][]byte
+	after func() // each call
 }
 
 type killed struct{}
@@ -779,9 +780,22 @@ func (k *killer) count() {
 	}
 }
 
+// release does what the kernel does for a process that has ended.
+func (k *killer) release() {
+	for _, m := range k.maps {
+		k.Transport.Unmap(m)
+	}
+	k.Transport.Close()
+}
+
 func (k *killer) Hypercall(op uint64, args [5]uint64) (int64, error) {
 	k.count()
-	return k.Transport.Hypercall(op, args)
+	result, err := k.Transport.Hypercall(op, args)
+	if k.after != nil {
+		k.after()
+	}
+	k.count()
+	return result, err
 }
 
 func (k *killer) Map(domain uint16, frames []uint64, errs []int32, write bool) ([]byte, error) {
@@ -790,6 +804,7 @@ func (k *killer) Map(domain uint16, frames []uint64, errs []int32, write bool) (
 	if err == nil {
 		k.maps = append(k.maps, mem)
 	}
+	k.count()
 	return mem, err
 }
 
@@ -803,10 +818,20 @@ func (k *killer) Unmap(mem []byte) error {
 	return k.Transport.Unmap(mem)
 }
 
+// untilKilled tells whether f was done, and says so, before a killer ended it.
+func untilKilled(f func() bool) bool {
+	defer func() {
+		if r := recover(); r != nil && r != (killed{}) {
+			panic(r)
+		}
+	}()
+	return f()
+}
+
 // Wherever the server is killed, what it leaves can be undone: bytes, traps and
 // vCPUs are as they were, and the vCPUs run on as if nothing had been.
 func TestRedirectKilledAnywhere(t *testing.T) {
-	for calls := 12; ; calls++ {
+	for calls := 0; ; calls++ {
 		f := newFixture(t, 2)
 		c := &f.d.VCPU(1).Context
 		c.Flags &^= xen.VGCFInKernel
@@ -819,12 +844,7 @@ func TestRedirectKilledAnywhere(t *testing.T) {
 		ledger, err := guest.NewLedger(mem)
 		check(t, ledger, err)
 		k := &killer{Transport: f.Transport(), left: calls}
-		done := func() (done bool) {
-			defer func() {
-				if r := recover(); r != nil && r != (killed{}) {
-					panic(r)
-				}
-			}()
+		done := untilKilled(func() bool {
 			host, err := xen.NewHost(k)
 			g, e := f.attach(check(t, host, err), ledger)
 			a, err := g.Plant(0, kernelText+4, []byte{guest.Int3})
@@ -848,7 +868,7 @@ func TestRedirectKilledAnywhere(t *testing.T) {
 			f.goOn(e, 1, Run, Step)
 			f.goOn(e, 3, Run, Run)
 			return errors.Join(e.Close(), g.Detach()) == nil
-		}()
+		})
 		if done {
 			if calls < 100 {
 				t.Errorf("all is done after %d calls", calls)
@@ -856,11 +876,7 @@ func TestRedirectKilledAnywhere(t *testing.T) {
 			k.Transport.Close()
 			return
 		}
-		for _, m := range k.maps {
-			k.Transport.Unmap(m)
-		}
-		k.Transport.Close()
-
+		k.release()
 		where := fmt.Sprintf("killed at call %d", calls)
 		if left, err := guest.OpenLedger(mem); err == nil {
 			if err := Recover(f.Host(), left, slog.New(slog.DiscardHandler)); err != nil {

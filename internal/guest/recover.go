@@ -67,33 +67,44 @@ func takeOver(host *xen.Host, ledger *Ledger) (*Guest, error) {
 	return g, nil
 }
 
-// releaseAll ends the Hold of all vCPUs of an HVM or PVH guest: while it lasts,
-// not all of their state can be read.
+// releaseAll ends the Hold of those vCPUs whose Hold is in the way of undoing the
+// rest. All that is to be read of a vCPU of an HVM or PVH guest cannot be had while it
+// lasts. A pause of a vCPU's own may not have been made yet, or be over: a vCPU that
+// counted as held by it would run where the engine lets go of the domain for a moment.
 // Preconditions: the guest is paused.
 func (g *Guest) releaseAll() error {
-	if g.kind == xen.PV {
-		return nil
-	}
 	for n := range g.vcpus {
-		if !g.Held(n) {
-			continue
+		var err error
+		switch {
+		case g.ledger.has(n, flagOwnPause):
+			err = g.endOwnPause(n)
+		case g.kind != xen.PV && g.Held(n):
+			err = g.releaseHVM(n)
 		}
-		ext, err := g.host.VCPUExtState(g.id, n)
 		if err != nil {
 			return err
 		}
-		var ctx xen.VCPUContext
-		if err := g.host.VCPUContext(g.id, n, &ctx); err != nil {
-			return err
-		}
-		ctx.Flags |= xen.VGCFOnline
-		if err := g.host.SetVCPUContext(g.id, n, &ctx); err != nil {
-			return err
-		}
-		if err := g.host.SetVCPUExtState(g.id, n, ext); err != nil {
-			return err
-		}
-		g.ledger.set(n, flagHeld, false)
 	}
+	return nil
+}
+
+// releaseHVM ends the Hold of a vCPU of an HVM or PVH guest.
+func (g *Guest) releaseHVM(n int) error {
+	ext, err := g.host.VCPUExtState(g.id, n)
+	if err != nil {
+		return err
+	}
+	var ctx xen.VCPUContext
+	if err := g.host.VCPUContext(g.id, n, &ctx); err != nil {
+		return err
+	}
+	ctx.Flags |= xen.VGCFOnline
+	if err := g.host.SetVCPUContext(g.id, n, &ctx); err != nil {
+		return err
+	}
+	if err := g.host.SetVCPUExtState(g.id, n, ext); err != nil {
+		return err
+	}
+	g.ledger.set(n, flagHeld, false)
 	return nil
 }
