@@ -258,11 +258,13 @@ func profileSection(b *strings.Builder, r *benchResult) {
 func gdbSection(b *strings.Builder, r *benchResult) {
 	b.WriteString("\n## Real gdb\n\ngdb on the machine itself, through QEMU's network, with the kernel's symbol file, on the same guest.\n\n")
 	b.WriteString(bench.Table(nameGDBSX, "ours", r.rows(nameGDBSX, nameOurs, []bench.Row{
-		{Name: gdbConnect}, {Name: gdbBacktrace, Goal: 10}, {Name: gdbCached}, {Name: gdbDump}})))
-	if cached := bench.Median(r.Servers[nameOurs][gdbCached].Samples); cached > 0 {
-		peer := bench.Median(r.Servers[nameGDBSX][gdbBacktrace].Samples)
-		fmt.Fprintf(b, "\nWhat holds %q: gdb's own work, as it is with nothing to ask of the server but registers. No server could be more than %.1f times faster than gdbsx here.\n",
-			gdbBacktrace, peer.Seconds()/cached.Seconds())
+		{Name: gdbConnect}, {Name: gdbBacktrace, Goal: 10}, {Name: gdbAgain}, {Name: gdbCached}, {Name: gdbDump}})))
+	median := func(server, work string) float64 { return bench.Median(r.Servers[server][work].Samples).Seconds() }
+	first, again, cached := median(nameOurs, gdbBacktrace), median(nameOurs, gdbAgain), median(nameOurs, gdbCached)
+	if own := first - again + cached; again > 0 && own > 0 {
+		fmt.Fprintf(b, "\nWhat holds %q: gdb's own work. The first time it reads the symbols that it needs, which takes %.0f ms, and each time it unwinds, "+
+			"which takes %.0f ms with nothing to ask of the server but registers. No server could be more than %.1f times faster than gdbsx here, and %.1f times again.\n",
+			gdbBacktrace, 1e3*(first-again), 1e3*cached, median(nameGDBSX, gdbBacktrace)/own, median(nameGDBSX, gdbAgain)/cached)
 	}
 }
 
