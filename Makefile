@@ -81,6 +81,19 @@ matrix: bin/xenlab $(TALLY) ## all guests on all releases of Xen, an hour or so;
 	@$(TALLY) report $(RESULTS)/matrix.json
 	@cat docs/support.md
 
+# What run control has to stand: each test as often as it is meant to, with every
+# engine, on all releases of Xen.
+SOAK = TestSoak|TestKilledInRunControl|TestHits|TestSteps|TestFalseCondition|TestRunControl|TestGDBStacks|TestBacktrace
+
+.PHONY: soak
+soak: bin/xenlab $(TALLY) ## 20,000 hits and steps, 200 kills, 1,000 stacks and so on, on all releases of Xen: most of a day
+	@.ci/tools
+	@rm -rf $(RESULTS)/soak.json && mkdir -p $(RESULTS)
+	@$(TALLY) run -o $(RESULTS)/soak.json \
+	env GDBSERVER_XEN_LAB=1 GDBSERVER_XEN_LAB_ALL=1 GDBSERVER_XEN_SOAK=20000 \
+	$(GO) test -json -count=1 -timeout 24h -run '$(SOAK)' ./lab/e2e
+	@$(TALLY) report $(RESULTS)/soak.json
+
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME=30s
 	@for package in $$($(GO) list ./...); do \
