@@ -62,7 +62,7 @@ var rooms = []string{
 var tools = []string{"internal/house", "internal/tally"}
 
 // testHelpers are imported by tests only, and by each other.
-var testHelpers = []string{"xen/xentest", "rsp/rsptest", "lab/labtest"}
+var testHelpers = []string{"xen/xentest", "rsp/rsptest", "internal/linux/linuxtest", "lab/labtest"}
 
 const guardianKnows = "guardian knows bytes, processes and files only"
 

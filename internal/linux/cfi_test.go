@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"gdbserver-xen/internal/linux/linuxtest"
 )
 
 // A cfiEntry is a frame description entry with its common one.
@@ -300,8 +302,8 @@ func checkFrameInfo(t *testing.T, k *Kernel, mem Memory, r Registers, want []Fra
 
 // For each piece of code, call-frame information says what ORC says.
 func TestFrameInfo(t *testing.T) {
-	for _, l := range fakeLayouts {
-		t.Run(l.name, func(t *testing.T) {
+	for _, l := range linuxtest.Layouts {
+		t.Run(l.Name, func(t *testing.T) {
 			kernel, k := foundKernel(t, l)
 			checkAgainstORC(t, k, kernel, readCFI(t, k.FrameInfo(false)), fakeStack, rand.New(rand.NewPCG(1, 2)))
 			checkAgainstORC(t, k, kernel, readCFI(t, k.FrameInfo(true)), fakeStack, rand.New(rand.NewPCG(1, 2)))
@@ -319,9 +321,9 @@ func checkAgainstORC(t *testing.T, k *Kernel, kernel Memory, entries []cfiEntry,
 		if name, _, _ := k.Function(at); !k.isText(at) || slices.ContainsFunc(k.specials, func(s special) bool { return at >= s.first && at < s.end }) && name != "asm_call_on_stack" {
 			continue
 		}
-		stack := space{stackAt, make([]byte, 2*pageSize)}
-		for at := 0; at < len(stack.b); at += 8 { // pointers to the stack, and never to user mode
-			binary.LittleEndian.PutUint64(stack.b[at:], (stackAt+uint64(0x400+rnd.IntN(0x1800)))&^7)
+		stack := linuxtest.Space{Addr: stackAt, Bytes: make([]byte, 2*pageSize)}
+		for at := 0; at < len(stack.Bytes); at += 8 { // pointers to the stack, and never to user mode
+			binary.LittleEndian.PutUint64(stack.Bytes[at:], (stackAt+uint64(0x400+rnd.IntN(0x1800)))&^7)
 		}
 		inside := func() uint64 { return (stackAt + uint64(0x400+rnd.IntN(0x400))) &^ 7 }
 		r := Registers{RIP: at, RSP: inside(), RBP: inside(), RDX: inside(), RDI: inside(), R10: inside(), R13: inside()}

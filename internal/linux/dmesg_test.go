@@ -10,12 +10,14 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"gdbserver-xen/internal/linux/linuxtest"
 )
 
 // vmcoreInfo makes a kernel's VMCOREINFO say something.
 func (d *fakeData) vmcoreInfo(text string) {
-	d.variable("vmcoreinfo_data", d.text(text))
-	d.variable("vmcoreinfo_size", uint64(len(text)))
+	d.Variable("vmcoreinfo_data", d.Text(text))
+	d.Variable("vmcoreinfo_size", uint64(len(text)))
 }
 
 // vmcoreOffsets are lines that say what BTF does of some structures.
@@ -26,7 +28,7 @@ func (d *fakeData) vmcoreOffsets(keys []string) string {
 		if strings.Contains(key, ".") {
 			what = "OFFSET"
 		}
-		text += fmt.Sprintf("%s(%s)=%d\n", what, key, d.o[key])
+		text += fmt.Sprintf("%s(%s)=%d\n", what, key, d.Field(0, key))
 	}
 	return text
 }
@@ -36,10 +38,10 @@ func (d *fakeData) vmcoreOffsets(keys []string) string {
 func (d *fakeData) ring(messages ...string) {
 	const countBits, sizeBits = 3, 8
 	const number = 8 // of a descriptor, before its text
-	ring := d.new(88)
-	descs, data := d.field(ring, "printk_ringbuffer.desc_ring"), d.field(ring, "printk_ringbuffer.text_data_ring")
-	table, infos := d.new(24<<countBits), d.new(88<<countBits)
-	text := d.new(1 << sizeBits)
+	ring := d.New(88)
+	descs, data := d.Field(ring, "printk_ringbuffer.desc_ring"), d.Field(ring, "printk_ringbuffer.text_data_ring")
+	table, infos := d.New(24<<countBits), d.New(88<<countBits)
+	text := d.New(1 << sizeBits)
 	first := uint64(1<<62 - 3) // numbers go around too
 	lpos := uint64(3<<sizeBits - 64)
 	for i, m := range messages {
@@ -55,25 +57,25 @@ func (d *fakeData) ring(messages ...string) {
 		if m == "" {
 			begin, next = 3, 3
 		} else {
-			d.put(text+at, id)
-			copy(d.at(text + at + number)[:len(m)], m)
+			d.Put(text+at, id)
+			copy(d.At(text + at + number)[:len(m)], m)
 			lpos = next
 		}
-		d.put(desc, uint64(ringFinalized)<<62|id)
-		d.put(desc+8, begin)
-		d.put(desc+16, next)
-		d.put(info+8, uint64(i)*1_000_001_000)
-		binary.LittleEndian.PutUint16(d.at(info+16), uint16(len(m)))
-		d.at(info + 18)[0], d.at(info + 19)[0] = byte(i), byte(i%8<<5|3)
+		d.Put(desc, uint64(ringFinalized)<<62|id)
+		d.Put(desc+8, begin)
+		d.Put(desc+16, next)
+		d.Put(info+8, uint64(i)*1_000_001_000)
+		binary.LittleEndian.PutUint16(d.At(info+16), uint16(len(m)))
+		d.At(info + 18)[0], d.At(info + 19)[0] = byte(i), byte(i%8<<5|3)
 	}
-	d.putHalf(descs, countBits)
-	d.put(descs+8, table)
-	d.put(descs+16, infos)
-	d.put(descs+24, (first+uint64(len(messages)-1))&ringID|uint64(ringFinalized)<<62)
-	d.put(descs+32, first)
-	d.putHalf(data, sizeBits)
-	d.put(data+8, text)
-	d.variable("prb", ring)
+	d.PutHalf(descs, countBits)
+	d.Put(descs+8, table)
+	d.Put(descs+16, infos)
+	d.Put(descs+24, (first+uint64(len(messages)-1))&ringID|uint64(ringFinalized)<<62)
+	d.Put(descs+32, first)
+	d.PutHalf(data, sizeBits)
+	d.Put(data+8, text)
+	d.Variable("prb", ring)
 }
 
 var fakeMessages = []string{"Linux version", strings.Repeat("x", 48), "", "two\nlines", "colour \x1b[31m and \xff", strings.Repeat("y", 60)}
@@ -87,7 +89,7 @@ func TestLog(t *testing.T) {
 			d.vmcoreInfo(d.vmcoreOffsets(ringKeys))
 			d.symbols[0].name = "no BTF"
 		}
-		got, err := d.Log(d.mem)
+		got, err := d.Log(d.Mem)
 		if err != nil {
 			t.Fatalf("%s: %v", by, err)
 		}
@@ -119,13 +121,13 @@ func TestWriteLog(t *testing.T) {
 func TestLogUnfinished(t *testing.T) {
 	d := newFakeData("6.1")
 	d.ring("one", "two", "three")
-	table := binary.LittleEndian.Uint64(d.at(binary.LittleEndian.Uint64(d.at(d.symbols[2].addr)) + 8))
+	table := binary.LittleEndian.Uint64(d.At(binary.LittleEndian.Uint64(d.At(d.symbols[2].addr)) + 8))
 	second := table + (1<<62-2)%8*24
-	d.put(second, 1<<62-2) // reserved
+	d.Put(second, 1<<62-2) // reserved
 	third := table + (1<<62-1)%8*24
-	d.put(third+8, 1<<20)
-	d.put(third+16, 1<<20+16)
-	got, err := d.Log(d.mem)
+	d.Put(third+8, 1<<20)
+	d.Put(third+16, 1<<20+16)
+	got, err := d.Log(d.Mem)
 	if want := []LogRecord{{Text: "one"}, {Time: 2_000_002_000, Level: 2, Facility: 2}}; err != nil || !cmp.Equal(want, got) {
 		t.Errorf("got %v, %v", got, err)
 	}
@@ -134,30 +136,30 @@ func TestLogUnfinished(t *testing.T) {
 // oldLog makes a log as kernels before 5.10 have it. It has gone around.
 func (d *fakeData) oldLog() {
 	d.vmcoreInfo("SIZE(printk_log)=16\nOFFSET(printk_log.ts_nsec)=0\nOFFSET(printk_log.len)=8\nOFFSET(printk_log.text_len)=10\n")
-	buffer := d.new(256)
+	buffer := d.New(256)
 	put := func(at int, ts uint64, level byte, text string) int {
 		entry := buffer + uint64(at)
 		size := alignUp(16+len(text), 8)
-		d.put(entry, ts)
-		binary.LittleEndian.PutUint16(d.at(entry+8), uint16(size))
-		binary.LittleEndian.PutUint16(d.at(entry+10), uint16(len(text)))
-		d.at(entry + 15)[0] = level << 5
-		copy(d.at(entry+16), text)
+		d.Put(entry, ts)
+		binary.LittleEndian.PutUint16(d.At(entry+8), uint16(size))
+		binary.LittleEndian.PutUint16(d.At(entry+10), uint16(len(text)))
+		d.At(entry + 15)[0] = level << 5
+		copy(d.At(entry+16), text)
 		return at + size
 	}
 	end := put(0, 3e9, 4, "three")
 	at := put(128, 1e9, 6, "one")
 	put(at, 2e9, 7, "two, and more")
-	d.variable("log_buf", buffer)
-	d.variable("log_buf_len", 256)
-	d.variable("log_first_idx", 128)
-	d.variable("log_next_idx", uint64(end))
+	d.Variable("log_buf", buffer)
+	d.Variable("log_buf_len", 256)
+	d.Variable("log_first_idx", 128)
+	d.Variable("log_next_idx", uint64(end))
 }
 
 func TestOldLog(t *testing.T) {
 	d := newFakeData("5.10")
 	d.oldLog()
-	got, err := d.Log(d.mem)
+	got, err := d.Log(d.Mem)
 	want := []LogRecord{{1e9, 6, 0, "one"}, {2e9, 7, 0, "two, and more"}, {3e9, 4, 0, "three"}}
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Errorf("%v (-want +got):\n%s", err, diff)
@@ -165,11 +167,11 @@ func TestOldLog(t *testing.T) {
 }
 
 func TestNoLog(t *testing.T) {
-	if _, err := (&Kernel{}).Log(spaces{}); err == nil || !strings.Contains(err.Error(), "CONFIG_PRINTK") {
+	if _, err := (&Kernel{}).Log(linuxtest.Spaces{}); err == nil || !strings.Contains(err.Error(), "CONFIG_PRINTK") {
 		t.Errorf("got %v", err)
 	}
 	k := &Kernel{symbols: []symbol{{name: "prb", addr: 8}}}
-	if _, err := k.Log(spaces{}); !errors.Is(err, ErrNoBTF) {
+	if _, err := k.Log(linuxtest.Spaces{}); !errors.Is(err, ErrNoBTF) {
 		t.Errorf("neither VMCOREINFO nor BTF: got %v", err)
 	}
 }

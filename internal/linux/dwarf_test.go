@@ -12,41 +12,13 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"gdbserver-xen/internal/linux/linuxtest"
 )
 
 // typesBTF describes types, each by words: its name, kind, flag, parts, size or type,
 // and what follows. Texts are names.
-func typesBTF(types ...[]any) []byte { return moreBTF(nil, types...) }
-
-// moreBTF describes types that continue others.
-func moreBTF(base *btf, types ...[]any) []byte {
-	le := binary.LittleEndian
-	firstName := 0
-	if base != nil {
-		firstName = len(base.names)
-	}
-	names, b := []byte{0}, []byte(nil)
-	for _, words := range types {
-		for _, w := range words {
-			switch w := w.(type) {
-			case string:
-				at := 0
-				if w != "" {
-					at = firstName + len(names)
-					names = append(append(names, w...), 0)
-				}
-				b = le.AppendUint32(b, uint32(at))
-			case int:
-				b = le.AppendUint32(b, uint32(w))
-			}
-		}
-	}
-	head := le.AppendUint32(nil, btfMagic|1<<16)
-	for _, v := range []int{btfHeader, 0, len(b), len(b), len(names)} {
-		head = le.AppendUint32(head, uint32(v))
-	}
-	return append(append(head, b...), names...)
-}
+func typesBTF(types ...[]any) []byte { return linuxtest.BTF(0, types...) }
 
 const flagged = 1 << 31
 
@@ -111,14 +83,14 @@ func madeInfo(t *testing.T, k *Kernel) *dwarf.Data {
 // All kinds of types are what they are in C, and functions and variables are where
 // their names are.
 func TestDebugInfo(t *testing.T) {
-	_, k := foundKernel(t, fakeLayouts[2])
+	_, k := foundKernel(t, linuxtest.Layouts[2])
 	var err error
 	if k.btf, err = readBTF(allTypes(), nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	got := describe(t, madeInfo(t, k))
 	want := map[string]string{
-		"unit":               fmt.Sprintf("%#x+%#x", uint64(fakeText), k.code[0].end-fakeText),
+		"unit":               fmt.Sprintf("%#x+%#x", uint64(linuxtest.Base), k.code[0].end-linuxtest.Base),
 		"type int":           "*dwarf.IntType 4",
 		"type char":          "*dwarf.CharType 1",
 		"type _Bool":         "*dwarf.BoolType 1",
@@ -138,7 +110,7 @@ func TestDebugInfo(t *testing.T) {
 		"prototype 1":    "*struct task",
 		"prototype 2":    "*const char",
 		"prototype ...":  "",
-		"leaf":           fmt.Sprintf("int %#x+%#x", function("leaf"), functionSize),
+		"leaf":           fmt.Sprintf("int %#x+%#x", linuxtest.Function("leaf"), linuxtest.FunctionSize),
 		"leaf 1":         "*struct task",
 		"leaf 2":         "*const char",
 		"leaf ...":       "",
@@ -230,7 +202,7 @@ func TestModuleDebugInfo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	types, err := readBTF(moreBTF(base,
+	types, err := readBTF(linuxtest.BTF(len(base.names),
 		[]any{"dev", kind(kindStruct, 8), 64, "head", 2, 0, "next", 15, 64, "list", 5, 128, "", 6, 192, "count", 7, 256,
 			"color", 8, 288, "lists", 10, 320, "other", 4, 448}, // 14
 		[]any{"", kind(kindPointer, 0), 14},                   // 15
@@ -244,7 +216,7 @@ func TestModuleDebugInfo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const at = fakeModules
+	const at = linuxtest.Modules
 	m := &Module{
 		Name: "slhc", text: []extent{{at, at + 0x1000}},
 		symbols:   []symbol{{at + 0x40, 't', "slhc_init"}, {at + 0x80, 't', "slhc_open"}},
@@ -549,8 +521,8 @@ func FuzzDebugInfo(f *testing.F) {
 	}
 	names := int(binary.LittleEndian.Uint32(all[16:])) + btfHeader
 	f.Add(all[btfHeader:names])
-	for _, structs := range fakeStructs {
-		b := fakeBTF(structs...)
+	for _, structs := range linuxtest.Structs {
+		b := linuxtest.Describe(structs...).BTF
 		f.Add(b[btfHeader : btfHeader+binary.LittleEndian.Uint32(b[12:])])
 	}
 	f.Fuzz(func(t *testing.T, types []byte) {

@@ -9,15 +9,17 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"gdbserver-xen/internal/linux/linuxtest"
 )
 
 // The file that stands for a kernel has its symbols where they are, the segment that
 // debuggers count from at its beginning, and the identification of its build.
 func TestExecutable(t *testing.T) {
-	for _, l := range fakeLayouts {
-		t.Run(l.name, func(t *testing.T) {
+	for _, l := range linuxtest.Layouts {
+		t.Run(l.Name, func(t *testing.T) {
 			_, k := foundKernel(t, l)
-			if k.Release() != l.version || k.SymbolPackage() != "" || k.Slide() != fakeBase-linkBase {
+			if k.Release() != l.Version || k.SymbolPackage() != "" || k.Slide() != linuxtest.Base-linkBase {
 				t.Errorf("release %s, package %q, slide %#x", k.Release(), k.SymbolPackage(), k.Slide())
 			}
 			file, symbols := k.Executable()
@@ -28,14 +30,14 @@ func TestExecutable(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if p := f.Progs[0]; p.Type != elf.PT_LOAD || p.Vaddr != fakeText || p.Filesz != 0 {
+			if p := f.Progs[0]; p.Type != elf.PT_LOAD || p.Vaddr != linuxtest.Base || p.Filesz != 0 {
 				t.Errorf("the first segment is %+v", p.ProgHeader)
 			}
 			if s := f.Section(".symtab"); symbols < int(s.Offset) || symbols >= int(s.Offset+s.Size) {
 				t.Errorf("symbols at %#x are not in %+v", symbols, s.SectionHeader)
 			}
 			note, err := f.Section(".note.gnu.build-id").Data()
-			if err != nil || string(note[16:]) != fakeBuildID {
+			if err != nil || string(note[16:]) != linuxtest.BuildID {
 				t.Errorf("the build id is %q, %v", note, err)
 			}
 			list, err := f.Symbols()
@@ -52,14 +54,14 @@ func TestExecutable(t *testing.T) {
 				kind          elf.SymType
 				bind          elf.SymBind
 			}{
-				{"leaf", ".text", function("leaf"), functionSize, elf.STT_FUNC, elf.STB_GLOBAL},
-				{"_text", ".text", fakeText, functionSize, elf.STT_FUNC, elf.STB_GLOBAL},
-				{"startup_xen", ".text", fakeText, 0, elf.STT_FUNC, elf.STB_GLOBAL}, // the second of two names
+				{"leaf", ".text", linuxtest.Function("leaf"), linuxtest.FunctionSize, elf.STT_FUNC, elf.STB_GLOBAL},
+				{"_text", ".text", linuxtest.Base, linuxtest.FunctionSize, elf.STT_FUNC, elf.STB_GLOBAL},
+				{"startup_xen", ".text", linuxtest.Base, 0, elf.STT_FUNC, elf.STB_GLOBAL}, // the second of two names
 				{"linux_banner", ".data.other", got["linux_banner"].Value, 0, elf.STT_OBJECT, elf.STB_GLOBAL},
 				{"second_variable", ".bss", got["first_variable"].Value + 8, 0xff8, elf.STT_OBJECT, elf.STB_LOCAL},
 				{"runqueues", "ABS", 0x15000, 0, elf.STT_NOTYPE, elf.STB_GLOBAL},
 			} {
-				if tt.name == "runqueues" && !l.percpu {
+				if tt.name == "runqueues" && !l.PerCPU {
 					continue
 				}
 				s, section := got[tt.name], "ABS"
@@ -83,11 +85,11 @@ func TestExecutable(t *testing.T) {
 func TestBuildIDSize(t *testing.T) {
 	for size, want := range map[int]bool{20: true, mostBuildID: true, mostBuildID + 4: false} {
 		d := newFakeData("6.1")
-		at := d.new(16 + size)
-		copy(d.at(at), fmt.Sprintf("\x04\x00\x00\x00%c\x00\x00\x00\x03\x00\x00\x00GNU\x00", size))
-		d.symbol("__start_notes", at)
-		d.symbol("__stop_notes", at+16+uint64(size))
-		d.findBuildID(d.mem)
+		at := d.New(16 + size)
+		copy(d.At(at), fmt.Sprintf("\x04\x00\x00\x00%c\x00\x00\x00\x03\x00\x00\x00GNU\x00", size))
+		d.Symbol("__start_notes", at)
+		d.Symbol("__stop_notes", at+16+uint64(size))
+		d.findBuildID(d.Mem)
 		if id := d.BuildID(); len(id) != 2*size && want || id != "" && !want {
 			t.Errorf("of %d bytes: %q", size, id)
 		}
@@ -115,12 +117,12 @@ func TestReadelf(t *testing.T) {
 	if err != nil {
 		t.Skip("readelf is not installed")
 	}
-	_, k := foundKernel(t, fakeLayouts[2])
+	_, k := foundKernel(t, linuxtest.Layouts[2])
 	executable, _ := k.Executable()
 	d := newFakeData("6.1")
-	d.modules("6.1", fakeLoaded, fakeLayouts[2].entry(24, -16, orcSP, orcPrevSP, orcCall))
+	d.SetModules(fakeLoaded, linuxtest.Layouts[2].CallEntry(24, -16))
 	d.orc = k.orc
-	modules, err := d.Modules(spaces{d.mem, d.loaded})
+	modules, err := d.Modules(linuxtest.Spaces{d.Mem, d.Loaded})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,34 +9,36 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"gdbserver-xen/internal/linux/linuxtest"
 )
 
 // Symbols are found in each layout that kernels had, wherever KASLR has put them.
 func TestFind(t *testing.T) {
-	for _, l := range fakeLayouts {
-		t.Run(l.name, func(t *testing.T) {
-			k, err := Find(fakeKernel(l), function("asm_exc_page_fault"))
+	for _, l := range linuxtest.Layouts {
+		t.Run(l.Name, func(t *testing.T) {
+			k, err := Find(linuxtest.Image(l), linuxtest.Function("asm_exc_page_fault"))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if want := "Linux version " + l.version + " (someone@somewhere) #1"; k.Banner != want {
+			if want := "Linux version " + l.Version + " (someone@somewhere) #1"; k.Banner != want {
 				t.Errorf("banner is %q, want %q", k.Banner, want)
 			}
-			if addr, ok := k.Lookup("leaf"); !ok || addr != function("leaf") {
+			if addr, ok := k.Lookup("leaf"); !ok || addr != linuxtest.Function("leaf") {
 				t.Errorf("leaf is at %#x", addr)
 			}
-			if addr, ok := k.Lookup("runqueues"); ok != l.percpu || ok && addr != 0x15000 {
+			if addr, ok := k.Lookup("runqueues"); ok != l.PerCPU || ok && addr != 0x15000 {
 				t.Errorf("runqueues is at %#x", addr)
 			}
 			for addr, want := range map[uint64]string{
-				function("leaf"):                    "leaf+0",
-				function("leaf") + functionSize - 1: "leaf+63",
-				fakeText + 1299*functionSize + 5:    "function_1299+5",
-				fakeText:                            "_text+0", // the first of two names
-				fakeText - 1:                        "",
-				fakeTables:                          "",
-				0x400000:                            "",
-				fakeStack:                           "",
+				linuxtest.Function("leaf"):                              "leaf+0",
+				linuxtest.Function("leaf") + linuxtest.FunctionSize - 1: "leaf+63",
+				linuxtest.Base + 1299*linuxtest.FunctionSize + 5:        "function_1299+5",
+				linuxtest.Base:     "_text+0", // the first of two names
+				linuxtest.Base - 1: "",
+				linuxtest.Tables:   "",
+				0x400000:           "",
+				fakeStack:          "",
 			} {
 				got := ""
 				if name, offset, ok := k.Function(addr); ok {
@@ -52,21 +54,21 @@ func TestFind(t *testing.T) {
 
 func TestNotLinux(t *testing.T) {
 	for name, mem := range map[string]Memory{
-		"nothing": spaces{},
-		"zeros":   space{fakeBase, make([]byte, 4<<20)},
-		"digits":  space{fakeBase, []byte(strings.Repeat("0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00", 5000))},
+		"nothing": linuxtest.Spaces{},
+		"zeros":   linuxtest.Space{Addr: linuxtest.Base, Bytes: make([]byte, 4<<20)},
+		"digits":  linuxtest.Space{Addr: linuxtest.Base, Bytes: []byte(strings.Repeat("0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00", 5000))},
 	} {
-		if _, err := Find(mem, fakeBase); !errors.Is(err, ErrNotLinux) {
+		if _, err := Find(mem, linuxtest.Base); !errors.Is(err, ErrNotLinux) {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}
-	if _, err := Find(space{fakeBase, make([]byte, leastImage)}, fakeBase); !errors.Is(err, ErrNoKallsyms) {
+	if _, err := Find(linuxtest.Space{Addr: linuxtest.Base, Bytes: make([]byte, leastImage)}, linuxtest.Base); !errors.Is(err, ErrNoKallsyms) {
 		t.Errorf("an image without symbols: got %v", err)
 	}
-	if _, err := Find(space{fakeBase, make([]byte, leastImage/2)}, fakeBase); errors.Is(err, ErrNoKallsyms) {
+	if _, err := Find(linuxtest.Space{Addr: linuxtest.Base, Bytes: make([]byte, leastImage/2)}, linuxtest.Base); errors.Is(err, ErrNoKallsyms) {
 		t.Errorf("the entry of a kernel: got %v", err)
 	}
-	if _, err := Find(fakeKernel(fakeLayouts[0]), 0x400000); !errors.Is(err, ErrNotLinux) {
+	if _, err := Find(linuxtest.Image(linuxtest.Layouts[0]), 0x400000); !errors.Is(err, ErrNotLinux) {
 		t.Errorf("not in the kernel: got %v", err)
 	}
 }
@@ -74,32 +76,32 @@ func TestNotLinux(t *testing.T) {
 // A stack goes through a frame with a frame pointer, what an exception has pushed
 // and another stack, to where it ends.
 func TestUnwind(t *testing.T) {
-	for _, l := range fakeLayouts {
-		t.Run(l.name, func(t *testing.T) {
+	for _, l := range linuxtest.Layouts {
+		t.Run(l.Name, func(t *testing.T) {
 			kernel, k := foundKernel(t, l)
-			stack := space{fakeStack, make([]byte, 2*pageSize)}
-			put := func(addr, v uint64) { binary.LittleEndian.PutUint64(stack.b[addr-fakeStack:], v) }
-			mem := spaces{kernel, stack}
+			stack := linuxtest.Space{Addr: fakeStack, Bytes: make([]byte, 2*pageSize)}
+			put := func(addr, v uint64) { binary.LittleEndian.PutUint64(stack.Bytes[addr-fakeStack:], v) }
+			mem := linuxtest.Spaces{kernel, stack}
 			const sp = fakeStack + 0x100
-			put(sp, function("middle")+9)            // leaf was called by middle
-			put(sp+8+16, fakeStack+0x800)            // middle has pushed rbp
-			put(sp+8+24, function("irq_stack")+0x40) // a call at the end of irq_stack
-			put(fakeStack+0x800, fakeStack+0xf00)    // irq_stack's frame
-			put(fakeStack+0x808, function("asm_exc_page_fault")+5)
+			put(sp, linuxtest.Function("middle")+9)            // leaf was called by middle
+			put(sp+8+16, fakeStack+0x800)                      // middle has pushed rbp
+			put(sp+8+24, linuxtest.Function("irq_stack")+0x40) // a call at the end of irq_stack
+			put(fakeStack+0x800, fakeStack+0xf00)              // irq_stack's frame
+			put(fakeStack+0x808, linuxtest.Function("asm_exc_page_fault")+5)
 			regs := uint64(fakeStack + 0x810)
-			put(regs+regRIP, function("leaf")+3) // what was interrupted
+			put(regs+regRIP, linuxtest.Function("leaf")+3) // what was interrupted
 			put(regs+regRIP+frameCS, 0x10)
 			put(regs+regRIP+frameSP, fakeStack+0x1000)
-			put(fakeStack+0x1000, function("startup_xen")+7)
+			put(fakeStack+0x1000, linuxtest.Function("startup_xen")+7)
 			want := []Frame{
-				{RIP: function("leaf") + 1},
-				{RIP: function("middle") + 9, Call: true},
-				{RIP: function("irq_stack") + 0x40, Call: true},
-				{RIP: function("asm_exc_page_fault") + 5, Call: true},
-				{RIP: function("leaf") + 3, Interrupted: true},
-				{RIP: function("startup_xen") + 7, Call: true},
+				{RIP: linuxtest.Function("leaf") + 1},
+				{RIP: linuxtest.Function("middle") + 9, Call: true},
+				{RIP: linuxtest.Function("irq_stack") + 0x40, Call: true},
+				{RIP: linuxtest.Function("asm_exc_page_fault") + 5, Call: true},
+				{RIP: linuxtest.Function("leaf") + 3, Interrupted: true},
+				{RIP: linuxtest.Function("startup_xen") + 7, Call: true},
 			}
-			r := Registers{RIP: function("leaf") + 1, RSP: sp, RBP: 1}
+			r := Registers{RIP: linuxtest.Function("leaf") + 1, RSP: sp, RBP: 1}
 			check := func(name string, r Registers, want []Frame, reason string) {
 				t.Helper()
 				got, err := k.Unwind(mem, r)
@@ -119,19 +121,19 @@ func TestUnwind(t *testing.T) {
 			check("to user mode", r, append(want[:4:4], Frame{RIP: 0x401000, UserMode: true}), "")
 			put(regs+regRIP+frameCS, 0x10)
 			check("out of the kernel", r, append(want[:4:4], Frame{RIP: 0x401000, Interrupted: true}), "in no code of the kernel")
-			put(sp, function("startup_xen")+1)
-			check("a call of a null pointer", Registers{RSP: sp}, []Frame{{}, {RIP: function("startup_xen") + 1, Call: true}}, "")
-			check("no stack", Registers{RIP: function("leaf"), RSP: 8}, []Frame{{RIP: function("leaf")}}, "nothing is mapped at 0x8")
+			put(sp, linuxtest.Function("startup_xen")+1)
+			check("a call of a null pointer", Registers{RSP: sp}, []Frame{{}, {RIP: linuxtest.Function("startup_xen") + 1, Call: true}}, "")
+			check("no stack", Registers{RIP: linuxtest.Function("leaf"), RSP: 8}, []Frame{{RIP: linuxtest.Function("leaf")}}, "nothing is mapped at 0x8")
 			// A base in a register that a call does not keep.
-			put(sp, function("aligned")+5)
-			check("a lost register", r, []Frame{want[0], {RIP: function("aligned") + 5, Call: true}}, "not known any more")
-			put(fakeStack+0x1f8, function("startup_xen")+1)
-			check("a register", Registers{RIP: function("aligned"), R10: fakeStack + 0x200},
-				[]Frame{{RIP: function("aligned")}, {RIP: function("startup_xen") + 1, Call: true}}, "")
+			put(sp, linuxtest.Function("aligned")+5)
+			check("a lost register", r, []Frame{want[0], {RIP: linuxtest.Function("aligned") + 5, Call: true}}, "not known any more")
+			put(fakeStack+0x1f8, linuxtest.Function("startup_xen")+1)
+			check("a register", Registers{RIP: linuxtest.Function("aligned"), R10: fakeStack + 0x200},
+				[]Frame{{RIP: linuxtest.Function("aligned")}, {RIP: linuxtest.Function("startup_xen") + 1, Call: true}}, "")
 			// One that goes round and round.
-			put(sp, function("leaf")+1)
+			put(sp, linuxtest.Function("leaf")+1)
 			for at := uint64(sp); at < fakeStack+2*pageSize; at += 8 {
-				put(at, function("leaf")+1)
+				put(at, linuxtest.Function("leaf")+1)
 			}
 			if got, err := k.Unwind(mem, r); !errors.Is(err, ErrUnwind) || len(got) > maxFrames {
 				t.Errorf("a long stack: %d frames, %v", len(got), err)
@@ -142,13 +144,13 @@ func TestUnwind(t *testing.T) {
 
 // Code of which ORC does not tell where the caller is.
 func TestUnwindStubs(t *testing.T) {
-	kernel, k := foundKernel(t, fakeLayouts[2])
+	kernel, k := foundKernel(t, linuxtest.Layouts[2])
 	const sp = fakeStack + 0x100
-	end := function("startup_xen") + 7
-	switchTo := function("__switch_to_asm")
+	end := linuxtest.Function("startup_xen") + 7
+	switchTo := linuxtest.Function("__switch_to_asm")
 	task := []uint64{15, 14, 13, 12, 3, 5, end}
-	entry, thunk := function("xen_asm_exc_page_fault"), function("__x86_indirect_thunk_r11")
-	kernelFrame := []uint64{function("leaf") + 1, 1<<32 | 0xe030, 0x246, sp + 0x80, 0xe02b}
+	entry, thunk := linuxtest.Function("xen_asm_exc_page_fault"), linuxtest.Function("__x86_indirect_thunk_r11")
+	kernelFrame := []uint64{linuxtest.Function("leaf") + 1, 1<<32 | 0xe030, 0x246, sp + 0x80, 0xe02b}
 	userFrame := []uint64{0x401000, 0x33, 0x246, 0x7ffc00000000, 0x2b}
 	for _, tt := range []struct {
 		name  string
@@ -156,30 +158,30 @@ func TestUnwindStubs(t *testing.T) {
 		stack []uint64
 		want  []Frame
 	}{
-		{"first", entry, append([]uint64{1, 2}, kernelFrame...), []Frame{{RIP: function("leaf") + 1, Interrupted: true}, {RIP: end, Call: true}}},
-		{"after ENDBR64, with an error code", entry + 4, append([]uint64{1, 2, 4}, kernelFrame...), []Frame{{RIP: function("leaf") + 1, Interrupted: true}, {RIP: end, Call: true}}},
+		{"first", entry, append([]uint64{1, 2}, kernelFrame...), []Frame{{RIP: linuxtest.Function("leaf") + 1, Interrupted: true}, {RIP: end, Call: true}}},
+		{"after ENDBR64, with an error code", entry + 4, append([]uint64{1, 2, 4}, kernelFrame...), []Frame{{RIP: linuxtest.Function("leaf") + 1, Interrupted: true}, {RIP: end, Call: true}}},
 		{"RCX popped", entry + 5, append([]uint64{2, 4}, userFrame...), []Frame{{RIP: 0x401000, UserMode: true}}},
 		{"both popped", entry + 7, userFrame, []Frame{{RIP: 0x401000, UserMode: true}}},
 		{"no frame", entry, []uint64{1 << 20, 1 << 20, 1 << 20, 1 << 20, 1 << 20, 1 << 20}, nil},
-		{"a new task", function("leaf"), []uint64{function("ret_from_fork")}, []Frame{{RIP: function("ret_from_fork")}}},
+		{"a new task", linuxtest.Function("leaf"), []uint64{linuxtest.Function("ret_from_fork")}, []Frame{{RIP: linuxtest.Function("ret_from_fork")}}},
 		{"buffer not filled", switchTo + 0x10, task, []Frame{{RIP: end, Call: true}}},
 		{"buffer filled by one", switchTo + 0x10, append([]uint64{switchTo + 0x18}, task...), []Frame{{RIP: end, Call: true}}},
 		{"buffer filled by two", switchTo + 0x10, append([]uint64{switchTo + 0x20, switchTo + 0x18}, task...), []Frame{{RIP: end, Call: true}}},
 		{"retpoline, first", thunk, []uint64{end}, []Frame{{RIP: end, Call: true}}},
 		{"retpoline, inner call", thunk + 12, []uint64{thunk + 5, end}, []Frame{{RIP: end, Call: true}}},
-		{"retpoline, return", thunk + 16, []uint64{function("leaf"), end}, []Frame{{RIP: end, Call: true}}},
+		{"retpoline, return", thunk + 16, []uint64{linuxtest.Function("leaf"), end}, []Frame{{RIP: end, Call: true}}},
 	} {
-		stack := space{fakeStack, make([]byte, pageSize)}
+		stack := linuxtest.Space{Addr: fakeStack, Bytes: make([]byte, pageSize)}
 		for i, v := range tt.stack {
-			binary.LittleEndian.PutUint64(stack.b[0x100+8*i:], v)
+			binary.LittleEndian.PutUint64(stack.Bytes[0x100+8*i:], v)
 		}
-		binary.LittleEndian.PutUint64(stack.b[0x180:], end) // who called what was interrupted
-		got, err := k.Unwind(spaces{kernel, stack}, Registers{RIP: tt.rip, RSP: sp})
+		binary.LittleEndian.PutUint64(stack.Bytes[0x180:], end) // who called what was interrupted
+		got, err := k.Unwind(linuxtest.Spaces{kernel, stack}, Registers{RIP: tt.rip, RSP: sp})
 		if diff := cmp.Diff(append([]Frame{{RIP: tt.rip}}, tt.want...), got); diff != "" || err != nil {
 			t.Errorf("%s: %v (-want +got):\n%s", tt.name, err, diff)
 		}
 		if tt.name != "retpoline, return" && tt.name != "no frame" { // there it depends on what is on the stack
-			checkFrameInfo(t, k, spaces{kernel, stack}, Registers{RIP: tt.rip, RSP: sp}, got)
+			checkFrameInfo(t, k, linuxtest.Spaces{kernel, stack}, Registers{RIP: tt.rip, RSP: sp}, got)
 		}
 	}
 }
@@ -187,29 +189,29 @@ func TestUnwindStubs(t *testing.T) {
 // An entry from user mode that has pushed all registers, where ORC says that it has
 // not yet.
 func TestUnwindRegistersPushed(t *testing.T) {
-	kernel, k := foundKernel(t, fakeLayouts[2])
-	stack := space{fakeStack, make([]byte, pageSize)}
-	binary.LittleEndian.PutUint64(stack.b[regRIP:], 0x401000)
-	binary.LittleEndian.PutUint64(stack.b[regRIP+frameCS:], 0x33)
-	entry := function("asm_exc_nmi") + 9
+	kernel, k := foundKernel(t, linuxtest.Layouts[2])
+	stack := linuxtest.Space{Addr: fakeStack, Bytes: make([]byte, pageSize)}
+	binary.LittleEndian.PutUint64(stack.Bytes[regRIP:], 0x401000)
+	binary.LittleEndian.PutUint64(stack.Bytes[regRIP+frameCS:], 0x33)
+	entry := linuxtest.Function("asm_exc_nmi") + 9
 	r := Registers{RIP: entry, RSP: fakeStack}
-	got, err := k.Unwind(spaces{kernel, stack}, r)
+	got, err := k.Unwind(linuxtest.Spaces{kernel, stack}, r)
 	if diff := cmp.Diff([]Frame{{RIP: entry}, {RIP: 0x401000, UserMode: true}}, got); diff != "" || err != nil {
 		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}
-	checkFrameInfo(t, k, spaces{kernel, stack}, r, got)
+	checkFrameInfo(t, k, linuxtest.Spaces{kernel, stack}, r, got)
 }
 
 // A kernel whose tables are damaged gives an error or names, in bounded time.
 func TestDamaged(t *testing.T) {
 	const rounds = 12 // of each layout; FuzzFind goes on
 	rnd := rand.New(rand.NewPCG(1, 2))
-	for _, l := range fakeLayouts {
-		whole := fakeKernel(l)
+	for _, l := range linuxtest.Layouts {
+		whole := linuxtest.Image(l)
 		for range rounds {
-			damaged := space{whole.addr, append([]byte(nil), whole.b...)}
+			damaged := linuxtest.Space{Addr: whole.Addr, Bytes: append([]byte(nil), whole.Bytes...)}
 			for range 1 + rnd.IntN(20) {
-				damaged.b[fakeTables-fakeBase+rnd.IntN(len(damaged.b)-(fakeTables-fakeBase))] ^= byte(1 + rnd.IntN(255))
+				damaged.Bytes[linuxtest.Tables-linuxtest.Base+rnd.IntN(len(damaged.Bytes)-(linuxtest.Tables-linuxtest.Base))] ^= byte(1 + rnd.IntN(255))
 			}
 			use(damaged, rnd.Uint64())
 		}
@@ -217,8 +219,8 @@ func TestDamaged(t *testing.T) {
 }
 
 // use does all that can be done with a kernel.
-func use(mem space, seed uint64) {
-	k, err := Find(mem, function("leaf"))
+func use(mem linuxtest.Space, seed uint64) {
+	k, err := Find(mem, linuxtest.Function("leaf"))
 	if err != nil {
 		return
 	}
@@ -227,22 +229,22 @@ func use(mem space, seed uint64) {
 	}
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	for range 20 {
-		at := mem.addr + uint64(rnd.IntN(len(mem.b)))
+		at := mem.Addr + uint64(rnd.IntN(len(mem.Bytes)))
 		k.Function(at)
-		k.Unwind(mem, Registers{RIP: at, RSP: mem.addr + uint64(rnd.IntN(len(mem.b))), RBP: mem.addr + uint64(rnd.IntN(len(mem.b)))})
+		k.Unwind(mem, Registers{RIP: at, RSP: mem.Addr + uint64(rnd.IntN(len(mem.Bytes))), RBP: mem.Addr + uint64(rnd.IntN(len(mem.Bytes)))})
 	}
 }
 
 // FuzzFind gives a kernel tables that are changed at places.
 func FuzzFind(f *testing.F) {
-	for i := range fakeLayouts {
+	for i := range linuxtest.Layouts {
 		f.Add(uint8(i), uint64(i), []byte{1, 2, 3})
 	}
 	f.Fuzz(func(t *testing.T, layout uint8, seed uint64, changes []byte) {
-		mem := fakeKernel(fakeLayouts[int(layout)%len(fakeLayouts)])
+		mem := linuxtest.Image(linuxtest.Layouts[int(layout)%len(linuxtest.Layouts)])
 		rnd := rand.New(rand.NewPCG(seed, 1))
 		for _, c := range changes {
-			mem.b[fakeTables-fakeBase+rnd.IntN(len(mem.b)-(fakeTables-fakeBase))] ^= c
+			mem.Bytes[linuxtest.Tables-linuxtest.Base+rnd.IntN(len(mem.Bytes)-(linuxtest.Tables-linuxtest.Base))] ^= c
 		}
 		use(mem, seed)
 	})
@@ -250,13 +252,13 @@ func FuzzFind(f *testing.F) {
 
 // What a kernel does not say of itself is told by name.
 func TestMissing(t *testing.T) {
-	k, err := Find(fakeKernel(fakeLayouts[0]), function("leaf"))
+	k, err := Find(linuxtest.Image(linuxtest.Layouts[0]), linuxtest.Function("leaf"))
 	if err != nil || k.Missing() != nil {
 		t.Errorf("%v, missing %v", err, k.Missing())
 	}
 	k = &Kernel{}
-	k.orc, k.noORC = k.findORC(spaces{})
-	k.ReadTypes(spaces{})
+	k.orc, k.noORC = k.findORC(linuxtest.Spaces{})
+	k.ReadTypes(linuxtest.Spaces{})
 	if err := errors.Join(k.Missing()...); !errors.Is(err, ErrNoORC) || !errors.Is(err, ErrNoBTF) || !errors.Is(err, ErrNoVMCoreInfo) {
 		t.Errorf("missing: %v", err)
 	}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"gdbserver-xen/internal/linux/linuxtest"
 )
 
 // fakeTaskSP is the stack pointer of a task, by its place in the list.
@@ -19,46 +21,46 @@ func fakeTaskSP(i int) uint64 { return fakeStack + 0x200*uint64(i) }
 func (d *fakeData) tasks(list []Task) {
 	const size, signalSize = 2048, 1112
 	stateKey, cpuKey := "task_struct.__state", "task_struct.thread_info.cpu"
-	if _, ok := d.o[stateKey]; !ok {
+	if _, ok := d.Offset(stateKey); !ok {
 		stateKey, cpuKey = "task_struct.state", "task_struct.cpu"
 	}
-	idle := d.new(size)
-	d.symbol("init_task", idle)
+	idle := d.New(size)
+	d.Symbol("init_task", idle)
 	at := map[int]uint64{0: idle}
 	threads := map[int][]uint64{}
 	var leaders []uint64
 	for i, t := range list {
-		task := d.new(size)
+		task := d.New(size)
 		if t.Running {
-			d.putHalf(d.field(task, "task_struct.on_cpu"), 1)
+			d.PutHalf(d.Field(task, "task_struct.on_cpu"), 1)
 		}
 		if t.State != 'X' {
-			d.put(d.field(task, "task_struct.stack"), fakeStack)
+			d.Put(d.Field(task, "task_struct.stack"), fakeStack)
 		}
-		d.put(d.field(task, "task_struct.thread.sp"), fakeTaskSP(i))
-		d.putHalf(d.field(task, "task_struct.pid"), uint32(t.ID))
-		d.putHalf(d.field(task, "task_struct.tgid"), uint32(t.Process))
-		copy(d.at(d.field(task, "task_struct.comm"))[:nameSize], t.Name)
+		d.Put(d.Field(task, "task_struct.thread.sp"), fakeTaskSP(i))
+		d.PutHalf(d.Field(task, "task_struct.pid"), uint32(t.ID))
+		d.PutHalf(d.Field(task, "task_struct.tgid"), uint32(t.Process))
+		copy(d.At(d.Field(task, "task_struct.comm"))[:nameSize], t.Name)
 		if t.Kernel {
-			d.putHalf(d.field(task, "task_struct.flags"), kernelThread|0x40)
+			d.PutHalf(d.Field(task, "task_struct.flags"), kernelThread|0x40)
 		}
 		state := map[byte]uint32{'R': 0, 'S': 0x1, 'D': 0x102, 'T': 4, 't': 8, 'I': stateIdle}
-		d.putHalf(d.field(task, stateKey), state[t.State])
-		d.putHalf(d.field(task, "task_struct.exit_state"), map[byte]uint32{'Z': 0x20, 'X': 0x10}[t.State])
-		d.putHalf(d.field(task, cpuKey), uint32(t.CPU))
-		d.put(d.field(task, "task_struct.real_parent"), at[t.Parent])
-		threads[t.Process] = append(threads[t.Process], d.field(task, "task_struct.thread_node"))
+		d.PutHalf(d.Field(task, stateKey), state[t.State])
+		d.PutHalf(d.Field(task, "task_struct.exit_state"), map[byte]uint32{'Z': 0x20, 'X': 0x10}[t.State])
+		d.PutHalf(d.Field(task, cpuKey), uint32(t.CPU))
+		d.Put(d.Field(task, "task_struct.real_parent"), at[t.Parent])
+		threads[t.Process] = append(threads[t.Process], d.Field(task, "task_struct.thread_node"))
 		if t.ID == t.Process {
 			at[t.ID] = task
-			leaders = append(leaders, d.field(task, "task_struct.tasks"))
-			d.put(d.field(task, "task_struct.signal"), d.new(signalSize))
+			leaders = append(leaders, d.Field(task, "task_struct.tasks"))
+			d.Put(d.Field(task, "task_struct.signal"), d.New(signalSize))
 		}
 	}
-	d.link(d.field(idle, "task_struct.tasks"), leaders...)
-	d.put(d.field(idle, "task_struct.real_parent"), idle)
+	d.Link(d.Field(idle, "task_struct.tasks"), leaders...)
+	d.Put(d.Field(idle, "task_struct.real_parent"), idle)
 	for process, entries := range threads {
-		signal := binary.LittleEndian.Uint64(d.at(d.field(at[process], "task_struct.signal")))
-		d.link(d.field(signal, "signal_struct.thread_head"), entries...)
+		signal := binary.LittleEndian.Uint64(d.At(d.Field(at[process], "task_struct.signal")))
+		d.Link(d.Field(signal, "signal_struct.thread_head"), entries...)
 	}
 }
 
@@ -77,11 +79,11 @@ var fakeTasks = []Task{
 func TestTasks(t *testing.T) {
 	want := slices.Clone(fakeTasks)
 	want[len(want)-1].Name = "escape ?"
-	for version := range fakeStructs {
+	for version := range linuxtest.Structs {
 		d := newFakeData(version)
 		d.Kernel.offsets = nil
 		d.tasks(fakeTasks)
-		got, err := d.Tasks(d.mem)
+		got, err := d.Tasks(d.Mem)
 		if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Task{})); diff != "" || err != nil {
 			t.Errorf("%s: %v (-want +got):\n%s", version, err, diff)
 		}
@@ -112,15 +114,15 @@ func TestTasksLoop(t *testing.T) {
 	d := newFakeData("6.1")
 	d.tasks(fakeTasks)
 	idle, _ := d.Lookup("init_task")
-	first := binary.LittleEndian.Uint64(d.at(d.field(idle, "task_struct.tasks")))
-	second := binary.LittleEndian.Uint64(d.at(first))
-	d.put(second, first)
-	got, err := d.Tasks(d.mem)
+	first := binary.LittleEndian.Uint64(d.At(d.Field(idle, "task_struct.tasks")))
+	second := binary.LittleEndian.Uint64(d.At(first))
+	d.Put(second, first)
+	got, err := d.Tasks(d.Mem)
 	if len(got) != 2 || err == nil || !strings.Contains(err.Error(), "not to its head") {
 		t.Errorf("got %d tasks, %v", len(got), err)
 	}
-	d.put(second, 8)
-	if got, err = d.Tasks(d.mem); len(got) != 2 || err == nil || !strings.Contains(err.Error(), "nothing is mapped") {
+	d.Put(second, 8)
+	if got, err = d.Tasks(d.Mem); len(got) != 2 || err == nil || !strings.Contains(err.Error(), "nothing is mapped") {
 		t.Errorf("got %d tasks, %v", len(got), err)
 	}
 }
@@ -129,31 +131,31 @@ func TestTasksLoop(t *testing.T) {
 // it; that of a new one begins where it will.
 func TestTaskStacks(t *testing.T) {
 	for _, version := range []string{"5.10", "6.1", "6.12"} {
-		kernel, k := foundKernel(t, fakeLayouts[2])
+		kernel, k := foundKernel(t, linuxtest.Layouts[2])
 		d := newFakeData(version)
 		k.symbols = append(k.symbols, d.symbols...)
 		d.Kernel = k
 		d.tasks(fakeTasks)
-		stack := space{fakeStack, make([]byte, 2*pageSize)}
-		put := func(addr, v uint64) { binary.LittleEndian.PutUint64(stack.b[addr-fakeStack:], v) }
+		stack := linuxtest.Space{Addr: fakeStack, Bytes: make([]byte, 2*pageSize)}
+		put := func(addr, v uint64) { binary.LittleEndian.PutUint64(stack.Bytes[addr-fakeStack:], v) }
 		for i := range fakeTasks {
 			sp := fakeTaskSP(i)
-			put(sp+40, sp+0x100)                  // RBP
-			put(sp+48, function("irq_stack")+0x9) // which is based on it, for who has called the scheduler
-			put(sp+0x108, function("startup_xen")+7)
+			put(sp+40, sp+0x100)                            // RBP
+			put(sp+48, linuxtest.Function("irq_stack")+0x9) // which is based on it, for who has called the scheduler
+			put(sp+0x108, linuxtest.Function("startup_xen")+7)
 		}
-		put(fakeTaskSP(0)+48, function("ret_from_fork"))
-		mem := spaces{kernel, d.mem, stack}
+		put(fakeTaskSP(0)+48, linuxtest.Function("ret_from_fork"))
+		mem := linuxtest.Spaces{kernel, d.Mem, stack}
 		tasks, err := k.Tasks(mem)
 		if err != nil || len(tasks) != len(fakeTasks) {
 			t.Fatalf("%s: %d tasks, %v", version, len(tasks), err)
 		}
 		for i, task := range tasks {
-			want := []Frame{{RIP: function("irq_stack") + 9, Call: true}, {RIP: function("startup_xen") + 7, Call: true}}
+			want := []Frame{{RIP: linuxtest.Function("irq_stack") + 9, Call: true}, {RIP: linuxtest.Function("startup_xen") + 7, Call: true}}
 			reason := ""
 			switch {
 			case i == 0:
-				want = []Frame{{RIP: function("ret_from_fork")}}
+				want = []Frame{{RIP: linuxtest.Function("ret_from_fork")}}
 			case task.Running:
 				want, reason = nil, "the task runs"
 			case task.State == 'X':
@@ -172,7 +174,7 @@ func TestTaskStacks(t *testing.T) {
 			t.Errorf("%s: without memory: %v, %v", version, got, err)
 		}
 	}
-	if _, err := (&Kernel{}).Stack(spaces{}, Task{}); !errors.Is(err, ErrNoStack) || !errors.Is(err, ErrNoBTF) {
+	if _, err := (&Kernel{}).Stack(linuxtest.Spaces{}, Task{}); !errors.Is(err, ErrNoStack) || !errors.Is(err, ErrNoBTF) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -195,7 +197,7 @@ func FuzzTasks(f *testing.F) {
 }
 
 func TestTasksNoBTF(t *testing.T) {
-	if _, err := (&Kernel{}).Tasks(spaces{}); !errors.Is(err, ErrNoBTF) {
+	if _, err := (&Kernel{}).Tasks(linuxtest.Spaces{}); !errors.Is(err, ErrNoBTF) {
 		t.Errorf("got %v", err)
 	}
 }
