@@ -271,6 +271,10 @@ func (b *elfBuilder) contents(name string, kind elf.SectionType, align uint64, d
 	return b.add(name, elf.Section64{Type: uint32(kind), Size: uint64(len(data)), Addralign: align}, data)
 }
 
+// mostCompressed is how many times larger than its file gdb lets a section become; one
+// that would be larger it takes for damaged (bfd_section_size_insane in binutils).
+const mostCompressed = 10
+
 // compressed adds a section of debug information, which debuggers decompress: they may
 // be far away. To do it better takes longer than it saves.
 func (b *elfBuilder) compressed(name string, data []byte) {
@@ -280,6 +284,10 @@ func (b *elfBuilder) compressed(name string, data []byte) {
 	w, _ := zlib.NewWriterLevel(&file, zlib.BestSpeed)
 	w.Write(data)
 	w.Close()
+	if len(data)/mostCompressed > file.Len() {
+		b.contents(name, elf.SHT_PROGBITS, align, data)
+		return
+	}
 	at := b.contents(name, elf.SHT_PROGBITS, align, file.Bytes())
 	b.sections[at].Flags = uint64(elf.SHF_COMPRESSED)
 }

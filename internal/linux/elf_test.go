@@ -76,6 +76,11 @@ func TestExecutable(t *testing.T) {
 			if err != nil || frames.Section(".debug_frame") == nil || frames.Sections[1].Addr != marks {
 				t.Errorf("frames: %v", err)
 			}
+			for _, s := range frames.Sections {
+				if s.Flags&elf.SHF_COMPRESSED != 0 && s.Size/mostCompressed > s.FileSize {
+					t.Errorf("frames: gdb takes %s for damaged: %d bytes in the file, of %d", s.Name, s.FileSize, s.Size)
+				}
+			}
 		})
 	}
 }
