@@ -38,14 +38,29 @@ type kernelFiles struct {
 	asked   bool          // at this stop
 	of      *linux.Kernel // nil: none was found,
 	missing error         // for this reason
-	mem     linux.Memory  // what it is in, at this stop
+	mem     linux.Memory  // what it is in, at this stop; nil: no vCPU sees it
+	*made                 // of it; nil: there is none
+}
 
+// made are the files of one kernel.
+type made struct {
 	executable []byte            // nil: not made yet
 	symbols    int64             // who reads its symbols reads this byte of it,
 	symbolised bool              // and the client has
 	frames     []byte            // nil: not made yet, or the kernel does not say
 	keeps      bool              // what they were made with
+	listed     bool              // the modules, at this stop
 	modules    map[string][]byte // those that were listed last, by name
+	libraries  []rsp.Library     // these, in order
+}
+
+// resumed notes that the guest runs, and may have another kernel or other modules at the
+// next stop.
+func (f *kernelFiles) resumed() {
+	f.asked = false
+	if f.made != nil {
+		f.listed = false
+	}
 }
 
 // known gives the kernel, looking for it once at each stop.
@@ -57,7 +72,7 @@ func (f *kernelFiles) known() (*linux.Kernel, error) {
 		case err != nil:
 			f.missing = err
 		case k != f.of:
-			f.of, f.executable, f.frames = k, nil, nil
+			f.of, f.made = k, &made{}
 		}
 	}
 	if f.of == nil {
@@ -85,9 +100,9 @@ func (f *kernelFiles) Relocation() (r rsp.Relocation, ok bool) {
 	return rsp.Relocation{First: first, Slide: k.Slide(), BuildID: k.BuildID()}, ok
 }
 
-// Libraries gives the modules that there are now, and before them how to unwind the
-// kernel's stacks. A client that has a symbol file of its own looks there first, and
-// here for assembly, of which that says nothing.
+// Libraries gives how to unwind the kernel's stacks, and the modules that there are now,
+// or were when a vCPU last saw the kernel. A client that has a symbol file of its own
+// looks there first, and here for assembly, of which that says nothing.
 func (f *kernelFiles) Libraries() ([]rsp.Library, error) {
 	k, err := f.known()
 	if err != nil {
@@ -100,23 +115,30 @@ func (f *kernelFiles) Libraries() ([]rsp.Library, error) {
 	if f.frames != nil {
 		list = append(list, rsp.Library{Name: fileName(k, framesName), Sections: []uint64{0}})
 	}
-	if f.mem == nil {
-		return list, nil // no vCPU sees the kernel now
+	if !f.listed && f.mem != nil {
+		f.listModules()
 	}
-	modules, err := k.Modules(f.mem)
+	return append(list, f.libraries...), nil
+}
+
+// listModules makes files of the modules. Where two have one name, as they have in no
+// sound guest, there is one: clients would take them for the same.
+func (f *kernelFiles) listModules() {
+	modules, err := f.of.Modules(f.mem)
 	if err != nil && !errors.Is(err, linux.ErrNoBTF) { // which monitor caps tells
 		f.log.Warn("the list of modules is not whole", "err", err)
 	}
-	f.modules = map[string][]byte{}
+	f.listed, f.modules, f.libraries = true, map[string][]byte{}, nil
 	for _, m := range modules {
-		if addr, ok := m.Address(); ok {
-			name := moduleName(k, m, addr)
-			file, sections := k.File(m)
-			f.modules[name] = file
-			list = append(list, rsp.Library{Name: name, Sections: slices.Repeat([]uint64{addr}, sections)})
+		addr, ok := m.Address()
+		name := moduleName(f.of, m, addr)
+		if _, twice := f.modules[name]; !ok || twice {
+			continue
 		}
+		file, sections := f.of.File(m)
+		f.modules[name] = file
+		f.libraries = append(f.libraries, rsp.Library{Name: name, Sections: slices.Repeat([]uint64{addr}, sections)})
 	}
-	return list, nil
 }
 
 // moduleName names the file of a module, by its address too: gdb takes what has the
@@ -135,7 +157,7 @@ func (f *kernelFiles) OpenFile(name string) (rsp.File, error) {
 				f.executable, symbols = k.Executable()
 				f.symbols = int64(symbols)
 			}
-			return &executable{bytes.NewReader(f.executable), f}, nil
+			return &executable{bytes.NewReader(f.executable), f.made}, nil
 		case name == fileName(k, framesName) && f.frames != nil:
 			return bytes.NewReader(f.frames), nil
 		}
@@ -149,7 +171,7 @@ func (f *kernelFiles) OpenFile(name string) (rsp.File, error) {
 // executable is the kernel as a file that a client has open.
 type executable struct {
 	*bytes.Reader
-	files *kernelFiles
+	files *made
 }
 
 // ReadAt reads, and notes if it is symbols. gdb reads the build's identification,

@@ -31,7 +31,7 @@ func TestNoKernelFiles(t *testing.T) {
 		if looked != stop+1 {
 			t.Errorf("looked %d times at stop %d", looked, stop)
 		}
-		f.asked = false
+		f.resumed()
 	}
 	if cs := kernelCapabilities(f.known()); len(cs) != 1 || cs[0].Can {
 		t.Errorf("capabilities %v", cs)

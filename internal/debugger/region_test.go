@@ -25,22 +25,10 @@ func TestMemoryRegion(t *testing.T) {
 	if err != nil {
 		t.Skipf("needs lldb: %v", err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	served := make(chan error, 1)
-	go func() {
-		conn, err := l.Accept()
-		if err == nil {
-			err = rsp.Serve(ctx, conn, target, rsp.Config{})
-		}
-		served <- err
-	}()
-	out, err := exec.CommandContext(ctx, lldb, "--no-lldbinit", "--batch", "-o", "gdb-remote "+l.Addr().String(),
+	addr, served := serveTCP(ctx, t, target)
+	out, err := exec.CommandContext(ctx, lldb, "--no-lldbinit", "--batch", "-o", "gdb-remote "+addr,
 		"-o", "memory region 0", "-o", fmt.Sprintf("memory region %#x", uint64(text+0x123)),
 		"-o", fmt.Sprintf("memory region %#x", uint64(text+0x1000)), "-o", "detach").CombinedOutput()
 	if err != nil {
@@ -58,4 +46,23 @@ func TestMemoryRegion(t *testing.T) {
 	if err := <-served; err != nil {
 		t.Error(err)
 	}
+}
+
+// serveTCP serves a target to one client.
+func serveTCP(ctx context.Context, t *testing.T, target rsp.Target) (addr string, served <-chan error) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	done := make(chan error, 1)
+	go func() {
+		conn, err := l.Accept()
+		if err == nil {
+			err = rsp.Serve(ctx, conn, target, rsp.Config{})
+		}
+		done <- err
+	}()
+	return l.Addr().String(), done
 }

@@ -18,6 +18,7 @@ type Data struct {
 	structs map[string]structure
 	types   Types
 	heads   map[string]uint64 // of lists
+	modules []uint64
 }
 
 type structure struct {

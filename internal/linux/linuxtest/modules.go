@@ -36,25 +36,30 @@ var states = []string{"live", "loading", "unloading", "unformed"}
 func (d *Data) SetModules(list []Module, entry [orcSize]byte) {
 	size, _ := d.Offset("module")
 	at := map[string]uint64{}
+	d.modules = nil
 	var entries, types []uint64
 	for i, m := range list {
-		at[m.Name] = d.New(int(size))
-		entries = append(entries, d.Field(at[m.Name], "module.list"))
-		d.module(at[m.Name], Modules+uint64(i)*ModuleSize, m, entry)
-		types = append(types, d.moduleTypes(at[m.Name], m))
+		one := d.New(int(size))
+		at[m.Name], d.modules = one, append(d.modules, one)
+		entries = append(entries, d.Field(one, "module.list"))
+		d.module(one, Modules+uint64(i)*ModuleSize, m, entry)
+		types = append(types, d.moduleTypes(one, m))
 	}
 	d.Link(d.head("modules"), entries...)
 	d.Link(d.head("btf_modules"), types...)
-	for _, m := range list {
+	for i, m := range list {
 		var uses []uint64
 		for _, user := range m.UsedBy {
 			use := d.New(48)
 			d.Put(d.Field(use, "module_use.source"), at[user])
 			uses = append(uses, d.Field(use, "module_use.source_list"))
 		}
-		d.Link(d.Field(at[m.Name], "module.source_list"), uses...)
+		d.Link(d.Field(d.modules[i], "module.source_list"), uses...)
 	}
 }
+
+// Module gives the struct module of one by its place.
+func (d *Data) Module(i int) uint64 { return d.modules[i] }
 
 // module makes a module with its memory at base.
 func (d *Data) module(at, base uint64, m Module, entry [orcSize]byte) {
