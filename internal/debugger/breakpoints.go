@@ -109,7 +109,7 @@ func (t *Target) takeSlots(b *breakpoint) error {
 		case len(pieces) > 0:
 			*s, pieces = pieces[0], pieces[1:]
 			if b.Kind == rsp.ReadWatch {
-				s.value = t.watched(0, s)
+				s.value = t.watched(t.vcpu(b.Thread), s)
 			}
 		}
 	}

@@ -364,3 +364,25 @@ func TestRewrittenBreakpoint(t *testing.T) {
 		t.Errorf("the guest has %#x, said %q", page[5], said.String())
 	}
 }
+
+// What a read watchpoint compares with is seen in the address space of its thread, so that
+// the first read is told.
+func TestReadWatchInAddressSpace(t *testing.T) {
+	const data = 0x5000
+	target, _ := newScripted(t,
+		func(d *xentest.Domain) {
+			for n, contents := range []string{"one", "another"} {
+				pt := d.NewPageTables(x86.FourLevel)
+				pt.MapPage(text, []byte("kernel text"))
+				pt.MapPage(data, []byte(contents))
+				d.VCPU(n).Context.ControlRegs[3] = pt.CR3()
+			}
+		},
+		scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{{VCPU: 1, Trap: engine.Debug, DR6: 1}}},
+	)
+	err := target.InsertBreakpoint(rsp.Breakpoint{Kind: rsp.ReadWatch, Thread: thread(2), Addr: data, Size: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantStop(t, stopAfter(t, target, all), 2, rsp.ReadWatch)
+}
