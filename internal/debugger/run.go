@@ -517,6 +517,9 @@ func (t *Target) skip(n int) bool {
 		return false
 	}
 	if push != nil {
+		if t.watching(n) {
+			return false // they would not see it
+		}
 		if err := t.guest.Write(n, r.RSP, binary.LittleEndian.AppendUint64(nil, *push)); err != nil {
 			return false
 		}
@@ -527,4 +530,12 @@ func (t *Target) skip(n int) bool {
 	}
 	t.past[n] = place{}
 	return true
+}
+
+// watching tells whether debug registers of a vCPU are in use, the client's or the guest's
+// own.
+func (t *Target) watching(n int) bool {
+	const enabled = 0xff // L0 to G3 of DR7
+	_, dr7, err := t.guest.OwnDebugRegs(n)
+	return err != nil || dr7&enabled != 0 || t.slotsInUse()
 }

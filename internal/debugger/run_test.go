@@ -386,3 +386,52 @@ func TestReadWatchInAddressSpace(t *testing.T) {
 	}
 	wantStop(t, stopAfter(t, target, all), 2, rsp.ReadWatch)
 }
+
+// The work of an instruction that functions begin with is done in the vCPU's stead, so that
+// it need not step off a breakpoint; but not a write to memory that debug registers may
+// watch, the client's or the guest's own.
+func TestSkip(t *testing.T) {
+	const stack = text + 0x10000
+	for name, tt := range map[string]struct {
+		client, own bool // which watch
+		legs        []scriptedLeg
+	}{
+		"nothing is watched": {},
+		"the client watches": {client: true, legs: []scriptedLeg{
+			{motions: []engine.Motion{step, stay}, stops: []engine.Stop{stepped0}, rip: map[int]uint64{0: spot + 1}},
+		}},
+		"the guest watches": {own: true, legs: []scriptedLeg{
+			{motions: []engine.Motion{step, stay}, stops: []engine.Stop{stepped0}, rip: map[int]uint64{0: spot + 1}},
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			hit := scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{hit0}, rip: map[int]uint64{0: spot}}
+			last := scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{hit1}, rip: map[int]uint64{1: spot}}
+			target, d := newScripted(t, func(d *xentest.Domain) {
+				pt := d.NewPageTables(x86.FourLevel)
+				pt.MapPage(text, []byte(".....\x55")) // at spot: PUSH RBP
+				pt.MapPage(stack, nil)
+				d.UsePageTables(pt)
+				c := &d.VCPU(0).Context
+				c.RSP, c.RBP = stack+0x100, 0x1234
+				if tt.own {
+					c.DebugRegs[7] = 1 << 2
+				}
+			}, append(append([]scriptedLeg{hit}, tt.legs...), last)...)
+			insert(t, target, breakpointAtSpot)
+			if tt.client {
+				insert(t, target, rsp.Breakpoint{Kind: rsp.Watch, Addr: stack + 0xf8, Size: 8})
+			}
+			wantStop(t, stopAfter(t, target, all), 1, rsp.SoftwareBreakpoint)
+			wantStop(t, stopAfter(t, target, all), 2, rsp.SoftwareBreakpoint)
+			var pushed [2]byte
+			if _, err := target.ReadMemory(thread(1), stack+0xf8, pushed[:]); err != nil {
+				t.Fatal(err)
+			}
+			sp, skipped := d.VCPU(0).Context.RSP, tt.legs == nil
+			if (pushed == [2]byte{0x34, 0x12}) != skipped || (sp == stack+0xf8) != skipped {
+				t.Errorf("pushed % x, RSP is %#x", pushed, sp)
+			}
+		})
+	}
+}
