@@ -82,7 +82,7 @@ var commands = []command{
 	{name: "qXfer:features:read", args: ":{annex}:{offset},{length}", doc: "target.xml, the target description", handle: (*session).featuresXML, textErrors: true},
 	{name: "qXfer:threads:read", args: ":{annex}:{offset},{length}", doc: "threads with core, name and state", handle: (*session).threadsXML, textErrors: true},
 	{name: "qXfer:osdata:read", args: ":{annex}:{offset},{length}", doc: "tables of the system that the target is part of (info os), if it has any; without an annex, which they are", handle: (*session).osdataXML, textErrors: true},
-	{name: "qXfer:exec-file:read", args: ":{annex}:{offset},{length}", doc: "the file that stands for what runs, if the target knows", handle: (*session).executable, textErrors: true},
+	{name: "qXfer:exec-file:read", args: ":{annex}:{offset},{length}", doc: "the file that stands for what runs, if the target knows", handle: withFiles((*session).executable), textErrors: true},
 	{name: "qXfer:libraries:read", args: ":{annex}:{offset},{length}", doc: "files of what the target has loaded, as the modules of a Linux, and information of its own for debuggers", handle: (*session).libraries, textErrors: true},
 	{name: "qAttached", args: "[:{pid}]", doc: "always 1, so that the client detaches when it quits", handle: (*session).attached},
 	{name: "qC", doc: "the selected thread", handle: (*session).currentThread},

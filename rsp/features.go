@@ -151,10 +151,7 @@ func (s *session) hostInfo(*arguments) error {
 // processInfo handles qProcessInfo. lldb looks for the symbol file of the build that
 // is identified, and moves it by the slide.
 func (s *session) processInfo(*arguments) error {
-	r, known, err := s.relocation()
-	if err != nil {
-		return err
-	}
+	r, known := s.relocation()
 	s.out = strconv.AppendInt(append(s.out, "pid:"...), int64(s.general.PID), 16)
 	s.out = appendHexString(append(s.out, ";triple:"...), triple)
 	s.out = append(s.out, ";ptrsize:8;endian:little;"...)
@@ -165,26 +162,18 @@ func (s *session) processInfo(*arguments) error {
 }
 
 // relocation asks the target where what it runs is.
-func (s *session) relocation() (r Relocation, known bool, err error) {
-	t, ok := s.target.(Relocator)
-	if !ok {
-		return r, false, nil
+func (s *session) relocation() (r Relocation, known bool) {
+	if t, ok := s.target.(Relocator); ok {
+		s.patiently(func() { r, known = t.Relocation() })
 	}
-	err = s.patiently(func() error {
-		r, known = t.Relocation()
-		return nil
-	})
-	return r, known, err
+	return r, known
 }
 
 // offsets handles qOffsets. gdb wants the address of a symbol file's first segment,
 // and without an answer takes the file to be where it was linked to; lldb wants
 // offsets, and without an answer takes the file for loaded nowhere.
 func (s *session) offsets(*arguments) error {
-	r, known, err := s.relocation()
-	if err != nil {
-		return err
-	}
+	r, known := s.relocation()
 	switch {
 	case s.dialect == lldb:
 		s.out = fmt.Appendf(s.out, "Text=%x;Data=%[1]x;Bss=%[1]x", r.Slide)

@@ -98,9 +98,10 @@ func (s *session) closeFile(f File) {
 const keepAlive = time.Second
 
 // patiently does what may take longer than gdb waits.
-func (s *session) patiently(do func() error) error {
+func (s *session) patiently(do func()) {
 	if s.dialect != gdb {
-		return do()
+		do()
+		return
 	}
 	done, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -116,23 +117,16 @@ func (s *session) patiently(do func() error) error {
 			}
 		}
 	}()
-	err := do()
+	do()
 	close(done)
 	<-stopped
-	return err
 }
 
-// executable handles qXfer:exec-file:read.
-func (s *session) executable(a *arguments) error {
-	f, ok := s.target.(FileServer)
-	if !ok {
-		return nil // the empty reply: not known here
-	}
+// executable handles qXfer:exec-file:read. All processes run the same.
+func (s *session) executable(f FileServer, a *arguments) error {
 	var name string
-	err := s.patiently(func() (err error) {
-		name, err = f.Executable()
-		return err
-	})
+	var err error
+	s.patiently(func() { name, err = f.Executable() })
 	if err != nil {
 		return err
 	}
@@ -152,10 +146,8 @@ func (s *session) libraries(a *arguments) error {
 	}
 	if a.num[0] == 0 || s.libraryList == nil {
 		var list []Library
-		err := s.patiently(func() (err error) {
-			list, err = l.Libraries()
-			return err
-		})
+		var err error
+		s.patiently(func() { list, err = l.Libraries() })
 		if err != nil {
 			return err
 		}
@@ -214,10 +206,8 @@ func (s *session) open(server FileServer, hexName []byte) (f File, errno int64) 
 	if !ok {
 		return nil, errnoInvalid
 	}
-	err := s.patiently(func() (err error) {
-		f, err = server.OpenFile(string(name))
-		return err
-	})
+	var err error
+	s.patiently(func() { f, err = server.OpenFile(string(name)) })
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, errnoNoEntry

@@ -26,7 +26,8 @@ func (s *session) runMonitor(a *arguments) error {
 	if s.interrupted.Load() {
 		cancel()
 	}
-	err := s.patiently(func() error { return m.Monitor(ctx, string(line), s.console) })
+	var err error
+	s.patiently(func() { err = m.Monitor(ctx, string(line), s.console) })
 	if err != nil {
 		s.console(err.Error() + "\n")
 	}
