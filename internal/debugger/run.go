@@ -70,7 +70,7 @@ func (t *Target) Resume(actions []rsp.Action) error {
 	if err != nil {
 		return clientError(err)
 	}
-	t.resumed()
+	t.kernelFiles.resumed()
 	clear(t.plan)
 	for _, n := range vcpus {
 		switch a := rsp.ActionFor(actions, t.thread(n)); a.Kind {

@@ -178,13 +178,17 @@ func (t *Target) WriteRegisters(id rsp.ThreadID, regs *rsp.Registers) error {
 	if err != nil {
 		return clientError(err)
 	}
+	before := r.RIP
 	if name := t.layout.fromClient(regs, &r); name != "" {
 		return fmt.Errorf("vCPU %d: %s: %w: its value cannot be known", n, name, rsp.ErrNotSupported)
 	}
-	if old, err := t.guest.Registers(n); err == nil && old.RIP != r.RIP {
+	if err := t.guest.SetRegisters(n, r); err != nil {
+		return clientError(err)
+	}
+	if r.RIP != before {
 		t.past[n] = place{}
 	}
-	return clientError(t.guest.SetRegisters(n, r))
+	return nil
 }
 
 // ReadMemory reads memory as a vCPU sees it.
