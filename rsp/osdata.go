@@ -22,7 +22,8 @@ type TableType struct {
 type Informer interface {
 	// TableTypes lists the tables that there may be.
 	TableTypes() []TableType
-	// Table makes one of them. Preconditions: the target is stopped.
+	// Table makes one of them. Preconditions: the target is stopped; TableTypes lists
+	// it.
 	Table(name string) (Table, error)
 }
 
@@ -34,7 +35,9 @@ func (s *session) osdataXML(a *arguments) error {
 		return nil // the empty reply: not known here
 	}
 	if name := string(a.annex); a.num[0] == 0 || s.table == nil || s.tableName != name {
-		table, err := makeTable(in, name)
+		var table Table
+		var err error
+		s.patiently(func() { table, err = makeTable(in, name) })
 		if err != nil {
 			return err
 		}
@@ -54,7 +57,7 @@ func makeTable(in Informer, name string) (Table, error) {
 		types.Rows = append(types.Rows, []string{t.Name, t.Description, t.Description})
 	}
 	if name != "" {
-		return types, fmt.Errorf("no table is called %s", name)
+		return types, fmt.Errorf("no table is called %s: `info os` lists them", name)
 	}
 	return types, nil
 }

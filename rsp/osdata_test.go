@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"gdbserver-xen/rsp"
 	"gdbserver-xen/rsp/rsptest"
@@ -12,7 +13,8 @@ import (
 // informer is a target that knows of its system.
 type informer struct {
 	*rsptest.Target
-	made int // tables
+	made int           // tables
+	wait time.Duration // how long that takes
 }
 
 func (*informer) TableTypes() []rsp.TableType {
@@ -21,6 +23,7 @@ func (*informer) TableTypes() []rsp.TableType {
 
 func (i *informer) Table(name string) (rsp.Table, error) {
 	i.made++
+	time.Sleep(i.wait)
 	switch name {
 	case "processes":
 		return rsp.Table{Columns: []string{"pid", "command"}, Rows: [][]string{{"1", "init"}, {"2", "<k\x1b>", "too much"}, {"3"}}}, nil
@@ -56,13 +59,27 @@ func TestOSData(t *testing.T) {
 		{"qXfer:osdata:read:processes:1000,20", "l"},
 		{"qXfer:osdata:read:empty:0,1000", "l" + tableHead + "<osdata type=\"empty\">\n</osdata>\n"},
 		{"qXfer:osdata:read:none:0,1000", "E.no Linux is there"},
-		{"qXfer:osdata:read:other:0,1000", "E.no table is called other"},
+		{"qXfer:osdata:read:other:0,1000", "E.no table is called other: `info os` lists them"},
 		{"qXfer:osdata:read:processes:0", "E.malformed packet: want qXfer:osdata:read:{annex?:{offset?,{length?"},
 	}.Run(t, c)
 	if target.made != 3 {
 		t.Errorf("%d tables were made", target.made)
 	}
 	rsptest.Script{{"qXfer:osdata:read::0,1000", ""}}.Run(t, dial(t, rsptest.NewTarget(1), rsp.Config{}, gdb13))
+}
+
+// A gdb is kept waiting for a table that takes long.
+func TestOSDataTakesLong(t *testing.T) {
+	c := dial(t, &informer{Target: rsptest.NewTarget(1), wait: 1500 * time.Millisecond}, rsp.Config{}, gdb13)
+	if err := c.Post("qXfer:osdata:read:processes:0,1"); err != nil {
+		t.Fatal(err)
+	}
+	if sign, err := c.Read(1); err != nil || sign[0] != '+' {
+		t.Errorf("got %q, %v before the table", sign, err)
+	}
+	if reply, err := c.Receive(); err != nil || reply != "m<" {
+		t.Errorf("got %q, %v", reply, err)
+	}
 }
 
 // A real gdb prints the tables.
