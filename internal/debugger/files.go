@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"log/slog"
 	"path"
@@ -121,8 +122,7 @@ func (f *kernelFiles) Libraries() ([]rsp.Library, error) {
 	return append(list, f.libraries...), nil
 }
 
-// listModules makes files of the modules. Where two have one name, as they have in no
-// sound guest, there is one: clients would take them for the same.
+// listModules makes files of the modules.
 func (f *kernelFiles) listModules() {
 	modules, err := f.of.Modules(f.mem)
 	if err != nil && !errors.Is(err, linux.ErrNoBTF) { // which monitor caps tells
@@ -131,20 +131,22 @@ func (f *kernelFiles) listModules() {
 	f.listed, f.modules, f.libraries = true, map[string][]byte{}, nil
 	for _, m := range modules {
 		addr, ok := m.Address()
-		name := moduleName(f.of, m, addr)
-		if _, twice := f.modules[name]; !ok || twice {
+		if !ok {
 			continue
 		}
 		file, sections := f.of.File(m)
+		name := moduleName(f.of, m, addr, file)
 		f.modules[name] = file
 		f.libraries = append(f.libraries, rsp.Library{Name: name, Sections: slices.Repeat([]uint64{addr}, sections)})
 	}
 }
 
-// moduleName names the file of a module, by its address too: gdb takes what has the
-// same name for the same.
-func moduleName(k *linux.Kernel, m *linux.Module, addr uint64) string {
-	return path.Join("/gdbserver-xen", k.BuildID(), fmt.Sprintf("%x", addr), path.Base(m.Name)+".ko")
+// moduleName names the file of a module, by its address and by what is in it too: gdb
+// takes what has the same name for the same, and a module that was built anew is often
+// loaded where it was before.
+func moduleName(k *linux.Kernel, m *linux.Module, addr uint64, file []byte) string {
+	load := fmt.Sprintf("%x-%08x", addr, crc32.ChecksumIEEE(file))
+	return path.Join("/gdbserver-xen", k.BuildID(), load, path.Base(m.Name)+".ko")
 }
 
 // OpenFile opens one of these files.
