@@ -14,10 +14,11 @@ import (
 	"encoding/hex"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 )
 
-// linkBase is where kernels are linked to, which KASLR moves
+// linkBase is where kernels are linked to that do not say how far KASLR has moved them
 // (CONFIG_PHYSICAL_START of 16 MB).
 const linkBase = imageFirst + 16<<20
 
@@ -58,12 +59,21 @@ func (k *Kernel) SymbolPackage() string {
 func (k *Kernel) Base() (addr uint64, ok bool) { return k.Lookup("_text") }
 
 // Slide gives how far KASLR has moved it.
-func (k *Kernel) Slide() uint64 {
+func (k *Kernel) Slide() uint64 { return k.slide }
+
+// findSlide finds out how far KASLR has moved it.
+func (k *Kernel) findSlide(mem Memory) {
 	base, ok := k.Base()
 	if !ok {
-		return 0
+		return
 	}
-	return base - linkBase
+	info, _ := k.readVMCoreInfo(mem)
+	said, err := strconv.ParseUint(info["KERNELOFFSET"], 16, 64)
+	if err == nil && said%pageSize == 0 && said <= base-imageFirst {
+		k.slide = said
+		return
+	}
+	k.slide = base - linkBase
 }
 
 // BuildID gives the identification of the kernel's build in hexadecimal, empty if

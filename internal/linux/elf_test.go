@@ -13,6 +13,26 @@ import (
 	"gdbserver-xen/internal/linux/linuxtest"
 )
 
+// A kernel's own word for how far KASLR has moved it counts, where it can be true.
+func TestSlide(t *testing.T) {
+	const base = imageFirst + 0x12e00000
+	for said, want := range map[string]uint64{
+		"KERNELOFFSET=11c00000": 0x11c00000, // it was linked to 18 MB
+		"KERNELOFFSET=0":        0,
+		"KERNELOFFSET=12e01000": base - linkBase,
+		"KERNELOFFSET=11c00001": base - linkBase,
+		"KERNELOFFSET=-200000":  base - linkBase,
+		"OSRELEASE=6.1":         base - linkBase,
+	} {
+		d := newFakeData("6.1")
+		d.symbols = append(d.symbols, symbol{addr: base, kind: 'T', name: "_text"})
+		d.vmcoreInfo(said + "\n")
+		if d.findSlide(d.Mem); d.Slide() != want {
+			t.Errorf("%s: slide %#x, want %#x", said, d.Slide(), want)
+		}
+	}
+}
+
 // The file that stands for a kernel has its symbols where they are, the segment that
 // debuggers count from at its beginning, and the identification of its build.
 func TestExecutable(t *testing.T) {

@@ -48,6 +48,7 @@ type Kernel struct {
 	orc     *orc     // nil: none,
 	noORC   error    // for this reason
 	buildID []byte   // nil: none
+	slide   uint64   // how far KASLR has moved it
 
 	specials []special // code of which ORC does not tell all
 
@@ -114,6 +115,7 @@ func Find(mem Memory, inside uint64) (*Kernel, error) {
 		k.Banner = banner(b[:n])
 	}
 	k.findBuildID(mem)
+	k.findSlide(mem)
 	k.orc, k.noORC = k.findORC(mem)
 	if k.orc != nil {
 		k.specials = k.findSpecials(mem)
