@@ -4,8 +4,8 @@
 package x86
 
 import (
+	"bytes"
 	"encoding/binary"
-	"slices"
 )
 
 // Feature is a set of state components, numbered as in XCR0 (SDM vol. 1,
@@ -55,41 +55,67 @@ type XSave struct {
 	Area   []byte  // not compacted; empty if it never used XSAVE
 }
 
-// part is a component and its place in Registers.
-type part struct {
-	number  int // of the component
-	offset  int // within the component
-	feature Feature
-	bytes   []byte
+// component is a state component after SSE, whose bytes are in several places of
+// Registers.
+type component struct {
+	number, size int
+	pieces       int   // how many those places are
+	known        Known // set with it
 }
 
-// parts gives all of the components after SSE, in r.
-func (r *Registers) parts() []part {
-	ps := make([]part, 0, 2+4*len(r.YMMH))
-	add := func(number, offset int, b []byte) {
-		ps = append(ps, part{number, offset, Feature(1) << number, b})
-	}
-	for i := range r.YMMH {
-		add(2, 16*i, r.YMMH[i][:])
-	}
-	add(5, 0, r.K[:])
-	for i := range 16 {
-		add(6, 32*i, r.ZMMH[i][:])
-		add(7, 64*i, r.XMM16[i][:])
-		add(7, 64*i+16, r.YMMH16[i][:])
-		add(7, 64*i+32, r.ZMMH[16+i][:])
-	}
-	add(9, 0, r.PKRU[:])
-	return ps
+var components = [...]component{
+	{2, 16 * 16, 16, KnownAVX},
+	{5, 64, 1, KnownAVX512},
+	{6, 16 * 32, 16, KnownAVX512},
+	{7, 16 * 64, 16 * 3, KnownAVX512},
+	{9, 4, 1, KnownPKRU},
 }
 
-// field gives a part's bytes in the area, or nil if it is not there.
-func (x *XSave) field(p part) []byte {
-	base := int(x.Layout[p.number])
-	if x.XCR0&p.feature == 0 || base < xsaveExtended || base+p.offset+len(p.bytes) > len(x.Area) {
+func (c component) feature() Feature { return 1 << c.number }
+
+// piece gives a place in r, and its offset within the component. It is no closure, so
+// that r can be on the stack.
+// Preconditions: 0 <= i < c.pieces.
+func (c component) piece(r *Registers, i int) (offset int, place []byte) {
+	switch c.number {
+	case 2:
+		return 16 * i, r.YMMH[i][:]
+	case 5:
+		return 0, r.K[:]
+	case 6:
+		return 32 * i, r.ZMMH[i][:]
+	case 7:
+		switch n := i / 3; i % 3 {
+		case 0:
+			return 64 * n, r.XMM16[n][:]
+		case 1:
+			return 64*n + 16, r.YMMH16[n][:]
+		default:
+			return 64*n + 32, r.ZMMH[16+n][:]
+		}
+	default:
+		return 0, r.PKRU[:]
+	}
+}
+
+// same tells whether two states have the same bytes in a component.
+func (c component) same(a, b *Registers) bool {
+	for i := range c.pieces {
+		_, of := c.piece(a, i)
+		if _, other := c.piece(b, i); !bytes.Equal(of, other) {
+			return false
+		}
+	}
+	return true
+}
+
+// field gives a component's bytes in the area, or nil if it is not there.
+func (x *XSave) field(c component) []byte {
+	base := int(x.Layout[c.number])
+	if x.XCR0&c.feature() == 0 || base < xsaveExtended || base+c.size > len(x.Area) {
 		return nil
 	}
-	return x.Area[base+p.offset:][:len(p.bytes)]
+	return x.Area[base:][:c.size]
 }
 
 // Load takes the registers of all components out of the area, and marks those
@@ -113,24 +139,20 @@ func (x *XSave) Load(r *Registers) bool {
 			r.FX.SetMXCSR(FXInit.MXCSR())
 		}
 	}
-	for _, p := range r.parts() {
-		field := x.field(p)
-		switch {
-		case field == nil:
+	for _, c := range components {
+		field := x.field(c)
+		if field == nil {
 			continue
-		case present&p.feature == 0:
-			clear(p.bytes)
-		default:
-			copy(p.bytes, field)
 		}
-		switch p.number {
-		case 2:
-			r.Known |= KnownAVX
-		case 5, 6, 7:
-			r.Known |= KnownAVX512
-		case 9:
-			r.Known |= KnownPKRU
+		for i := range c.pieces {
+			offset, place := c.piece(r, i)
+			if present&c.feature() == 0 {
+				clear(place)
+			} else {
+				copy(place, field[offset:])
+			}
 		}
+		r.Known |= c.known
 	}
 	return true
 }
@@ -149,22 +171,21 @@ func (x *XSave) Store(r *Registers) {
 	if string(old.FX[160:416]) != string(r.FX[160:416]) {
 		changed |= FeatureSSE
 	}
-	was := old.parts()
-	for i, p := range r.parts() {
-		if x.field(p) != nil && !slices.Equal(p.bytes, was[i].bytes) {
-			changed |= p.feature
+	for _, c := range components {
+		field := x.field(c)
+		if field == nil || x.Ever&c.feature() == 0 || c.same(r, &old) {
+			continue
+		}
+		changed |= c.feature()
+		// Written whole: what was in its initial configuration has stale bytes.
+		for i := range c.pieces {
+			offset, place := c.piece(r, i)
+			copy(field[offset:], place)
 		}
 	}
-	// Each changed component is written whole: what was in its initial
-	// configuration has stale bytes.
 	changed &= x.Ever
 	if changed&(FeatureX87|FeatureSSE|FeatureAVX) != 0 {
 		copy(x.Area, r.FX[:416]) // with MXCSR, which AVX has too
-	}
-	for _, p := range r.parts() {
-		if field := x.field(p); field != nil && changed&p.feature != 0 {
-			copy(field, p.bytes)
-		}
 	}
 	header := x.Area[xsaveHeader:]
 	binary.LittleEndian.PutUint64(header, binary.LittleEndian.Uint64(header)|uint64(changed))
