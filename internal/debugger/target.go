@@ -13,6 +13,7 @@ import (
 	"gdbserver-xen/internal/guest"
 	"gdbserver-xen/internal/linux"
 	"gdbserver-xen/rsp"
+	"gdbserver-xen/x86"
 	"gdbserver-xen/xen"
 )
 
@@ -30,6 +31,7 @@ type Target struct {
 	noEngine    error // why it can only pause and continue; nil if it can do all
 	log         *slog.Logger
 	layout      layout
+	registers   x86.Registers // of ReadRegisters, not to be made anew for each
 	kernel      *linux.Kernel // of a Linux guest, once it was asked for
 	kernelFiles               // made of it
 	names       func(domains []xen.DomainInfo) (map[xen.DomID]string, error)
@@ -162,12 +164,11 @@ func stateText(s guest.State) string {
 }
 
 // ReadRegisters reads the registers of a vCPU.
-func (t *Target) ReadRegisters(id rsp.ThreadID, regs *rsp.Registers) error {
-	r, err := t.guest.Registers(t.vcpu(id))
-	if err != nil {
+func (t *Target) ReadRegisters(id rsp.ThreadID, regs *rsp.Registers) (err error) {
+	if t.registers, err = t.guest.Registers(t.vcpu(id)); err != nil {
 		return clientError(err)
 	}
-	t.layout.toClient(&r, regs)
+	t.layout.toClient(&t.registers, regs)
 	return nil
 }
 

@@ -25,7 +25,7 @@ const text = 0xffffffff81000000
 
 // newTarget makes a target of a domain 3 with some vCPUs, which set may change
 // before it is attached to.
-func newTarget(t *testing.T, config xentest.Config, kind xen.Kind, vcpus int, set func(d *xentest.Domain)) (*Target, *xentest.Domain, *xentest.Hypervisor) {
+func newTarget(t testing.TB, config xentest.Config, kind xen.Kind, vcpus int, set func(d *xentest.Domain)) (*Target, *xentest.Domain, *xentest.Hypervisor) {
 	t.Helper()
 	x := xentest.New(t, config)
 	d := x.AddDomain(xentest.DomainConfig{ID: 3, Kind: kind, VCPUs: vcpus})
