@@ -367,14 +367,3 @@ func (g *Guest) dropTrap(n int, c *vcpu) {
 		c.ctx.Traps[v] = xen.TrapInfo{}
 	}
 }
-
-// SendBack makes a parked vCPU ready to go on with its registers as they are, so
-// that it needs nothing more from us.
-// Preconditions: the guest is paused.
-func (g *Guest) SendBack(n int) error {
-	c, err := g.context(n)
-	if err != nil || c.parked == nil {
-		return err
-	}
-	return g.setState(n, c)
-}
