@@ -314,11 +314,8 @@ func (e *monitor) setTF(n int) error {
 func (e *monitor) instruction(n int, r *x86.Registers) instruction {
 	var code [15]byte
 	got, _ := e.g.Read(n, r.RIP, code[:])
-	return decode(code[:got], r.EFER&eferLMA != 0)
+	return decode(code[:got], r.EFER&x86.EFERLMA != 0)
 }
-
-// eferLMA says that long mode is active (SDM vol. 4, IA32_EFER).
-const eferLMA = 1 << 10
 
 // next gives where an instruction leads that is not to be stepped by RFLAGS.TF, 0
 // for the others.

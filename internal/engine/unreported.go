@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 
+	"gdbserver-xen/x86"
 	"gdbserver-xen/xen"
 )
 
@@ -33,7 +34,7 @@ func (e *monitor) plantGuard() error {
 		return err
 	}
 	r, err := e.g.Registers(vcpus[0])
-	if err != nil || r.EFER&eferLMA == 0 {
+	if err != nil || r.EFER&x86.EFERLMA == 0 {
 		return err
 	}
 	at, err := e.g.Gate(vcpus[0], xen.VectorBreakpoint)

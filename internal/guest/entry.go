@@ -5,11 +5,9 @@ package guest
 import (
 	"encoding/binary"
 
+	"gdbserver-xen/x86"
 	"gdbserver-xen/xen"
 )
-
-// eferLMA says that long mode is active (SDM vol. 4, IA32_EFER).
-const eferLMA = 1 << 10
 
 // Handler gives the address of the handler that a vCPU's kernel has for an
 // exception.
@@ -31,7 +29,7 @@ func (g *Guest) Gate(n int, vector uint8) (uint64, error) {
 		return 0, err
 	}
 	size := uint64(8)
-	if c.hvm.EFER&eferLMA != 0 {
+	if c.hvm.EFER&x86.EFERLMA != 0 {
 		size = 16
 	}
 	var gate [16]byte
