@@ -11,12 +11,6 @@ import (
 	"gdbserver-xen/xen"
 )
 
-// Trap vectors (SDM vol. 3A, table 6-1).
-const (
-	vectorDebug = 1
-	vectorInt3  = 3
-)
-
 // Hold takes a vCPU off, so that it stands still while others run. To the guest's
 // kernel it looks as if it got no time.
 // Preconditions: the guest is paused.
@@ -107,9 +101,9 @@ func (g *Guest) Trap(n int, vector uint8) (xen.TrapInfo, error) {
 	if g.redirected(c) {
 		debug, int3 := g.ledger.traps(n)
 		switch vector {
-		case vectorDebug:
+		case xen.VectorDebug:
 			t = debug
-		case vectorInt3:
+		case xen.VectorBreakpoint:
 			t = int3
 		}
 	}
@@ -119,8 +113,8 @@ func (g *Guest) Trap(n int, vector uint8) (xen.TrapInfo, error) {
 // redirected tells whether a vCPU's traps lead to the parking spot.
 func (g *Guest) redirected(c *vcpu) bool {
 	return g.parking.spot != 0 &&
-		c.ctx.Traps[vectorDebug].Address == SpotOf(g.parking.spot, vectorDebug) &&
-		c.ctx.Traps[vectorInt3].Address == SpotOf(g.parking.spot, vectorInt3)
+		c.ctx.Traps[xen.VectorDebug].Address == SpotOf(g.parking.spot, xen.VectorDebug) &&
+		c.ctx.Traps[xen.VectorBreakpoint].Address == SpotOf(g.parking.spot, xen.VectorBreakpoint)
 }
 
 // RedirectTraps makes a vCPU's debug and breakpoint traps lead to the parking
@@ -132,12 +126,12 @@ func (g *Guest) RedirectTraps(n int) error {
 	if err != nil || g.redirected(c) {
 		return err
 	}
-	old1, old3 := &c.ctx.Traps[vectorDebug], &c.ctx.Traps[vectorInt3]
+	old1, old3 := &c.ctx.Traps[xen.VectorDebug], &c.ctx.Traps[xen.VectorBreakpoint]
 	g.ledger.setTraps(n, *old1, *old3)
 	for _, t := range []*xen.TrapInfo{old1, old3} {
 		t.Flags |= xen.TrapMasksEvents
 	}
-	old1.Address, old3.Address = SpotOf(g.parking.spot, vectorDebug), SpotOf(g.parking.spot, vectorInt3)
+	old1.Address, old3.Address = SpotOf(g.parking.spot, xen.VectorDebug), SpotOf(g.parking.spot, xen.VectorBreakpoint)
 	return g.setState(n, c)
 }
 
@@ -243,7 +237,7 @@ func (g *Guest) restore(n int, changes vcpuFlag) error {
 		c.ctx.Flags |= xen.VGCFOnline
 	}
 	if has(flagTraps) && g.redirected(c) {
-		c.ctx.Traps[vectorDebug], c.ctx.Traps[vectorInt3] = g.ledger.traps(n)
+		c.ctx.Traps[xen.VectorDebug], c.ctx.Traps[xen.VectorBreakpoint] = g.ledger.traps(n)
 	}
 	if has(flagTrapping) {
 		g.dropTrap(n, c)

@@ -357,7 +357,7 @@ func (g *Guest) FinishTrap(n int, hideTF bool) error {
 // int3 again.
 func (g *Guest) dropTrap(n int, c *vcpu) {
 	s := g.ledger.softTrap(n)
-	if c.parked != nil && c.ctx.RIP == s.rip && c.ctx.Traps[s.vector].Address == SpotOf(g.parking.spot, vectorInt3) {
+	if c.parked != nil && c.ctx.RIP == s.rip && c.ctx.Traps[s.vector].Address == SpotOf(g.parking.spot, xen.VectorBreakpoint) {
 		c.ctx.RIP--
 	}
 	if c.parked != nil && c.parked.trapping {
