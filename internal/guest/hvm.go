@@ -157,14 +157,13 @@ func (g *Guest) checkSystem(c *vcpu, want *x86.Registers) error {
 	}
 	if paging && (was.cr3 != is.cr3 || was.cr0 != is.cr0 || was.cr4 != is.cr4 || was.efer != is.efer) {
 		top := x86.RootOf[uint64](x86.ModeOf(is.cr0, is.cr4, is.efer), is.cr3)
-		if err := g.mem.(interface{ hasTable(r root) error }).hasTable(top); err != nil {
+		if err := g.mem.hasTable(top); err != nil {
 			return fmt.Errorf("cr3: %w: the guest has no memory there: %w", ErrInvalid, err)
 		}
 	}
 	return nil
 }
 
-// hasTable tells why a frame is not the guest's memory.
 func (m *frames[F]) hasTable(r root) error {
 	_, err := m.Table(F(r.Frame))
 	return err

@@ -56,6 +56,9 @@ type memory interface {
 	read(v *view, addr uint64, p []byte) (int, error)
 	write(v *view, addr uint64, p []byte) error
 	writable(v *view, addr uint64) error
+	region(v *view, addr uint64) (x86.Region, error)
+	// hasTable tells why a frame is not the guest's memory, or nil if it is.
+	hasTable(r root) error
 	// locate gives the frame that holds an address.
 	locate(v *view, addr uint64) (frame uint64, err error)
 	// peek reads what is in a frame, planted bytes and all.

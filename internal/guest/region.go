@@ -15,9 +15,7 @@ func (g *Guest) Region(vcpu int, addr uint64) (x86.Region, error) {
 	if err != nil {
 		return x86.Region{}, err
 	}
-	r, err := g.mem.(interface {
-		region(v *view, addr uint64) (x86.Region, error)
-	}).region(v, addr)
+	r, err := g.mem.region(v, addr)
 	if err != nil {
 		return x86.Region{}, fmt.Errorf("vCPU %d: %w", vcpu, err)
 	}
