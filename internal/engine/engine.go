@@ -53,9 +53,8 @@ type Stop struct {
 
 // Bits of a Stop's DR6 (SDM vol. 3B, section 18.2.3).
 const (
-	DR6BS       = 1 << 14 // a single step
-	DR6Breaks   = 0xf     // debug registers 0 to 3
-	dr6Reserved = 0xffff_0ff0
+	DR6BS     = 1 << 14 // a single step
+	DR6Breaks = 0xf     // debug registers 0 to 3
 )
 
 // An Engine lets a guest run and finds out which vCPUs have stopped. Its methods

@@ -23,6 +23,9 @@ const text = 0xffffffff81000000
 // int3Handler is where the kernel handles int3.
 const int3Handler = text + 0x30010
 
+// dr6Reserved is those bits of DR6 that always read as ones (SDM vol. 3B, section 18.2.3).
+const dr6Reserved = 0xffff_0ff0
+
 // monitored is a fake hypervisor with a PVH domain, whose kernel has code.
 type monitored struct {
 	t *testing.T
