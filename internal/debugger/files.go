@@ -46,8 +46,8 @@ type kernelFiles struct {
 // made are the files of one kernel.
 type made struct {
 	executable []byte            // nil: not made yet
-	symbols    int64             // who reads its symbols reads this byte of it,
-	symbolised bool              // and the client has
+	symbols    int64             // who reads its symbols reads this byte of it
+	symbolised bool              // the client has read them
 	frames     []byte            // nil: not made yet, or the kernel does not say
 	keeps      bool              // what they were made with
 	listed     bool              // the modules, at this stop
