@@ -1,8 +1,8 @@
 // Command gdbserver-xen lets GDB and LLDB debug Xen guests from dom0.
 //
-// What it prints for people goes to standard error, each line with the
-// program's name in front, in lower case and without a final period; what other
-// programs may read (list, version) goes to standard output.
+// What was asked for (list, bt, doctor and so on) goes to standard output. What is said
+// besides, by a server or of an error, goes to standard error, each line with the
+// program's name in front, in lower case and without a final period.
 package main
 
 import (

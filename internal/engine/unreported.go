@@ -23,7 +23,7 @@ var ErrUnreported = errors.New("the processor, which seems to be an emulated one
 // jumpToItself is JMP rel8 to its own address.
 var jumpToItself = []byte{0xeb, 0xfe}
 
-// guard plants the jump, where it can.
+// plantGuard plants the jump, where it can.
 // Preconditions: the guest is paused.
 func (e *monitor) plantGuard() error {
 	if e.reported || e.guard != nil {

@@ -135,8 +135,8 @@ func (g *Guest) RedirectTraps(n int) error {
 	return g.setState(n, c)
 }
 
-// SetDebugRegs gives all vCPUs the debug registers DR0 to DR3 of which enabled in
-// dr7, in place of their own.
+// SetDebugRegs gives a vCPU the debug registers DR0 to DR3, as dr7 enables them, in
+// place of its own.
 // Preconditions: the guest is paused.
 func (g *Guest) SetDebugRegs(n int, addr [4]uint64, dr7 uint64) error {
 	c, err := g.context(n)

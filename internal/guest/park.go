@@ -190,8 +190,8 @@ func (g *Guest) ParkedBy(n int) (uint8, error) {
 }
 
 // PassTrap lets a parked vCPU go on in the guest's own handler of the trap: what
-// the hypervisor has put on its stack is what that expects. Without step it gets
-// to see the trap as it was, else RFLAGS.TF is taken out of it.
+// the hypervisor has put on its stack is what that expects. With hideTF, RFLAGS.TF is
+// taken out of that.
 // Preconditions: the guest is paused; ParkedBy(n) != 0.
 func (g *Guest) PassTrap(n int, hideTF bool) error {
 	c, err := g.context(n)

@@ -56,7 +56,7 @@ func (c *client) stopSoon(within time.Duration) string {
 // nothingLeft checks that no journal is left to undo.
 func nothingLeft(t *testing.T, h *lab.Host) {
 	t.Helper()
-	// A guardian leaves the journal of what it has undone, empty.
+	// A guardian empties the journal of what it has undone, and then removes it: either will do.
 	out := labtest.Output(t, h, `pidof gdbserver-xen xen-guardian
 for f in /run/gdbserver-xen/*.journal; do [ -e $f ] && [ -n "$(head -c 8 $f | tr -d '\000')" ] && echo $f; done; true`)
 	if strings.TrimSpace(out) != "" {
