@@ -78,15 +78,9 @@ func (e *EventChannels) BindUnbound(domain DomID) (Port, error) {
 	return Port(p), opError("IOCTL_EVTCHN_BIND_UNBOUND_PORT", int(domain), err)
 }
 
-// Unbind closes a channel.
-func (e *EventChannels) Unbind(p Port) error {
-	_, err := evtchnIoctl(e, ioctlUnbind, evtchnPort{port: uint32(p)})
-	return opError("IOCTL_EVTCHN_UNBIND", noDomain, err)
-}
-
 // Notify signals the other end of a channel.
 func (e *EventChannels) Notify(p Port) error {
-	_, err := evtchnIoctl(e, ioctlNotify, evtchnPort{port: uint32(p)})
+	_, err := evtchnIoctl(e, ioctlNotify, evtchnNotify{port: uint32(p)})
 	return opError("IOCTL_EVTCHN_NOTIFY", noDomain, err)
 }
 

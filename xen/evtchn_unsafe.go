@@ -17,7 +17,6 @@ const (
 	ioctlBindVIRQ        = 0x00044500
 	ioctlBindInterdomain = 0x00084501
 	ioctlBindUnbound     = 0x00044502
-	ioctlUnbind          = 0x00044503
 	ioctlNotify          = 0x00044504
 )
 
@@ -40,16 +39,15 @@ type evtchnBindUnbound struct {
 	remoteDomain uint32
 }
 
-// evtchnPort is analogous to struct ioctl_evtchn_unbind and struct
-// ioctl_evtchn_notify.
-type evtchnPort struct {
+// evtchnNotify is analogous to struct ioctl_evtchn_notify.
+type evtchnNotify struct {
 	_    structs.HostLayout
 	port uint32
 }
 
 // evtchnArg is the argument of an ioctl.
 type evtchnArg interface {
-	evtchnBindVIRQ | evtchnBindInterdomain | evtchnBindUnbound | evtchnPort
+	evtchnBindVIRQ | evtchnBindInterdomain | evtchnBindUnbound | evtchnNotify
 }
 
 // evtchnIoctl makes an ioctl and gives its result.

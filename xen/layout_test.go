@@ -273,8 +273,7 @@ func TestIoctlSizes(t *testing.T) {
 		ioctlBindVIRQ:        reflect.TypeFor[evtchnBindVIRQ]().Size(),
 		ioctlBindInterdomain: reflect.TypeFor[evtchnBindInterdomain]().Size(),
 		ioctlBindUnbound:     reflect.TypeFor[evtchnBindUnbound]().Size(),
-		ioctlUnbind:          reflect.TypeFor[evtchnPort]().Size(),
-		ioctlNotify:          reflect.TypeFor[evtchnPort]().Size(),
+		ioctlNotify:          reflect.TypeFor[evtchnNotify]().Size(),
 	} {
 		if request>>16&0x3fff != uint(size) || request>>30 != 0 {
 			t.Errorf("ioctl %#x carries a size of %d, the argument has %d", request, request>>16&0x3fff, size)

@@ -147,12 +147,6 @@ func TestLiveEventChannels(t *testing.T) {
 			}
 		}
 	}
-	if err := e.Unbind(client); err != nil {
-		t.Error(err)
-	}
-	if err := e.Notify(client); err == nil {
-		t.Error("a port that was unbound can be notified")
-	}
 	done := make(chan error)
 	go func() {
 		_, err := e.Wait(context.Background())
@@ -179,15 +173,11 @@ func TestLiveVIRQ(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer e.Close()
-	p, err := e.BindVIRQ(xen.VIRQDebugger)
-	if err != nil {
+	if _, err := e.BindVIRQ(xen.VIRQDebugger); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := e.BindVIRQ(xen.VIRQDebugger); !errors.Is(err, unix.EEXIST) {
 		t.Errorf("bound twice: %v, want EEXIST", err)
-	}
-	if err := e.Unbind(p); err != nil {
-		t.Error(err)
 	}
 }
 
