@@ -38,7 +38,7 @@ func TestBenchPage(t *testing.T) {
 	sample := func(d time.Duration) bench.Result {
 		return bench.Result{Samples: []time.Duration{d * time.Millisecond}}
 	}
-	gdb := benchResult{Servers: map[string]map[string]bench.Result{
+	gdb := benchResult{Frames: map[string]string{nameGDBSX: "7", nameOurs: "9"}, Servers: map[string]map[string]bench.Result{
 		nameGDBSX: {gdbBacktrace: sample(150), gdbAgain: sample(100)},
 		nameOurs:  {gdbBacktrace: sample(120), gdbAgain: sample(60), gdbCached: sample(40)},
 	}}
@@ -51,6 +51,7 @@ func TestBenchPage(t *testing.T) {
 		"\nstep:\n\n```\nflat  flat%\nxen.(*Host).Pause\n```\n",
 		"\n| thread apply all bt | 150 ms | 150 ms | 120 ms | 120 ms | 1.25× | 10×: missed |\n",
 		"\n| thread apply all bt, from gdb's caches | not measured |  | 40.0 ms | 40.0 ms |  |  |\n",
+		"The backtrace has 7 frames with gdbsx and 9 with ours.",
 		"No server could be more than 1.5 times faster than gdbsx here, and 2.5 times again.",
 	} {
 		if !strings.Contains(page, want) {
@@ -63,8 +64,8 @@ func TestBenchPage(t *testing.T) {
 }
 
 func TestGDBTimed(t *testing.T) {
-	m := gdbTimed.FindAllStringSubmatch("x\ntimed 1: 0.5\nwarning: y\ntimed 2: 12.000001\n", -1)
-	if len(m) != 2 || m[1][1] != "2" || m[1][2] != "12.000001" {
+	m := gdbTimed.FindAllStringSubmatch("x\ntimed 1: 0.5, 0 frames\nwarning: y\ntimed 2: 12.000001, 14 frames\n", -1)
+	if len(m) != 2 || m[1][1] != "2" || m[1][2] != "12.000001" || m[1][3] != "14" {
 		t.Errorf("got %q", m)
 	}
 }

@@ -33,7 +33,7 @@ const (
 )
 
 // gdbTimed is a line that the script below prints.
-var gdbTimed = regexp.MustCompile(`(?m)^timed (.+): ([0-9.]+)$`)
+var gdbTimed = regexp.MustCompile(`(?m)^timed (.+): ([0-9.]+), (\d+) frames$`)
 
 // measureGDB lets gdb debug the guest through each server in turn.
 func (b *bencher) measureGDB(ctx context.Context) error {
@@ -107,6 +107,9 @@ func (b *bencher) gdbTurn(ctx context.Context, c contender) error {
 			return err
 		}
 		times[m[1]] = time.Duration(seconds * float64(time.Second))
+		if m[1] == "2" {
+			b.result.Frames[c.name] = m[3]
+		}
 	}
 	if len(times) != 5 {
 		return fmt.Errorf("gdb did not do all:\n%s", out)
@@ -126,7 +129,7 @@ func timeGDB(ctx context.Context, vmlinux string, commands []string) ([]byte, er
 	args := []string{"-nx", "-batch", "-ex", "set width 0", "-ex", "set confirm off", "-ex", "python import time"}
 	for i, command := range commands {
 		args = append(args, "-ex", fmt.Sprintf(
-			`python start = time.monotonic(); gdb.execute(%q, to_string=True); print("timed %d: %%.6f" %% (time.monotonic() - start))`, command, i+1))
+			`python start = time.monotonic(); text = gdb.execute(%q, to_string=True); print("timed %d: %%.6f, %%d frames" %% (time.monotonic() - start, text.count("\n#")))`, command, i+1))
 	}
 	// One server ends without a word when gdb detaches.
 	args = append(args, "-ex", "python exec(\"try: gdb.execute('detach')\\nexcept gdb.error: pass\")")

@@ -32,6 +32,7 @@ type benchResult struct {
 	Idle       []idleCost
 	Profile    string            // what ours has spent its CPU time on, if that was taken
 	Profiles   map[string]string // the same, by groups of works
+	Frames     map[string]string // how many gdb's backtrace has, by server
 }
 
 // An operation is what one work costs a server.
@@ -50,7 +51,7 @@ type idleCost struct {
 }
 
 func newBenchResult(ctx context.Context) benchResult {
-	r := benchResult{Date: time.Now().UTC(), Machine: machineLine(), Servers: map[string]map[string]bench.Result{}}
+	r := benchResult{Date: time.Now().UTC(), Machine: machineLine(), Servers: map[string]map[string]bench.Result{}, Frames: map[string]string{}}
 	if out, err := exec.CommandContext(ctx, "git", "describe", "--tags", "--always", "--dirty").Output(); err == nil {
 		r.Version = strings.TrimSpace(string(out))
 	}
@@ -259,6 +260,10 @@ func gdbSection(b *strings.Builder, r *benchResult) {
 	b.WriteString("\n## Real gdb\n\ngdb on the machine itself, through QEMU's network, with the kernel's symbol file, on the same guest.\n\n")
 	b.WriteString(bench.Table(nameGDBSX, "ours", r.rows(nameGDBSX, nameOurs, []bench.Row{
 		{Name: gdbConnect}, {Name: gdbBacktrace, Goal: 10}, {Name: gdbAgain}, {Name: gdbCached}, {Name: gdbDump}})))
+	if len(r.Frames) > 0 {
+		fmt.Fprintf(b, "\nWhen it connects to ours, the server finds the guest's kernel, and gdb reads from it how to unwind that, as it does nothing with gdbsx. "+
+			"The backtrace has %s frames with gdbsx and %s with ours.\n", r.Frames[nameGDBSX], r.Frames[nameOurs])
+	}
 	median := func(server, work string) float64 { return bench.Median(r.Servers[server][work].Samples).Seconds() }
 	first, again, cached := median(nameOurs, gdbBacktrace), median(nameOurs, gdbAgain), median(nameOurs, gdbCached)
 	if own := first - again + cached; again > 0 && own > 0 {
