@@ -222,7 +222,7 @@ func (t *Target) startTogether(motions []engine.Motion) error {
 			motions[m] = engine.Stay // its turn comes
 		case motions[m] == engine.Stay:
 			motions[m] = engine.Run
-			told = t.guest.Held(m)
+			told = told || t.guest.Held(m)
 		}
 	}
 	if told {

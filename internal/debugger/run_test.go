@@ -93,7 +93,13 @@ var (
 // newScripted makes a target of two vCPUs with a scripted engine.
 func newScripted(t *testing.T, set func(d *xentest.Domain), legs ...scriptedLeg) (*Target, *xentest.Domain) {
 	t.Helper()
-	target, d, _ := newTarget(t, xentest.Config{}, xen.PV, 2, set)
+	return scriptedOf(t, 2, set, legs...)
+}
+
+// scriptedOf is newScripted of as many vCPUs.
+func scriptedOf(t *testing.T, vcpus int, set func(d *xentest.Domain), legs ...scriptedLeg) (*Target, *xentest.Domain) {
+	t.Helper()
+	target, d, _ := newTarget(t, xentest.Config{}, xen.PV, vcpus, set)
 	e := &scripted{t: t, g: target.guest, legs: legs}
 	target.engine, target.noEngine = e, nil
 	t.Cleanup(func() {
@@ -232,11 +238,11 @@ func TestRangeStep(t *testing.T) {
 }
 
 // A step that does not get done alone lets others run, and says so if the client
-// had not asked for it.
+// had not asked for it. One that is offline changes nothing of that.
 func TestStepNeedsOthers(t *testing.T) {
-	target, _ := newScripted(t, nil,
-		scriptedLeg{motions: []engine.Motion{step, stay}, silent: true},
-		scriptedLeg{motions: []engine.Motion{finish, run}, stops: []engine.Stop{stepped0}, rip: map[int]uint64{0: text + 1}},
+	target, _ := scriptedOf(t, 3, func(d *xentest.Domain) { d.VCPU(2).Online = false },
+		scriptedLeg{motions: []engine.Motion{step, stay, stay}, silent: true},
+		scriptedLeg{motions: []engine.Motion{finish, run, run}, stops: []engine.Stop{stepped0}, rip: map[int]uint64{0: text + 1}},
 	)
 	var said strings.Builder
 	target.SetConsole(func(text string) { said.WriteString(text) })
