@@ -101,7 +101,7 @@ func (t *Target) takeSlots(b *breakpoint) error {
 	}
 	before := t.slots
 	needed, used, guests := len(pieces), 0, t.guestSlots()
-	for i := range t.slots {
+	for i := debugSlots - 1; i >= 0; i-- { // Linux takes the first ones first
 		s := &t.slots[i]
 		switch {
 		case s.of != nil || guests&(1<<i) != 0:
@@ -167,6 +167,19 @@ func (t *Target) guestSlots() (used uint8) {
 	return used
 }
 
+// makeWay moves what is in debug registers that the guest has begun to use itself to
+// free ones. Where there is none, the guest has its own back only when ours is removed.
+func (t *Target) makeWay() {
+	guests := t.guestSlots()
+	for i := range t.slots {
+		for j := debugSlots - 1; j >= 0 && t.slots[i].of != nil && guests&(1<<i) != 0; j-- {
+			if t.slots[j].of == nil && guests&(1<<j) == 0 {
+				t.slots[i], t.slots[j] = slot{}, t.slots[i]
+			}
+		}
+	}
+}
+
 // setDebugRegs gives all vCPUs the debug registers that the slots ask for, beside
 // the guest's own.
 func (t *Target) setDebugRegs() error {
@@ -174,6 +187,7 @@ func (t *Target) setDebugRegs() error {
 	if err != nil {
 		return err
 	}
+	t.makeWay()
 	for _, n := range vcpus {
 		addr, dr7, err := t.guest.OwnDebugRegs(n)
 		if err != nil {
@@ -185,7 +199,7 @@ func (t *Target) setDebugRegs() error {
 				continue
 			}
 			addr[i] = s.addr
-			dr7 = dr7&^(0xf<<(16+4*i)) | 1<<(2*i) | s.control()<<(16+4*i)
+			dr7 = dr7&^(3<<(2*i)|0xf<<(16+4*i)) | 1<<(2*i) | s.control()<<(16+4*i)
 		}
 		if err := t.guest.SetDebugRegs(n, addr, dr7); err != nil {
 			return err

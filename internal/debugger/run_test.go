@@ -323,7 +323,7 @@ func TestDebugRegisters(t *testing.T) {
 	)
 	insert(t, target, rsp.Breakpoint{Kind: rsp.Watch, Addr: 0x1004, Size: 12})
 	c := &d.VCPU(1).Context
-	if c.DebugRegs[0] != 0x1004 || c.DebugRegs[2] != 0x1008 || c.DebugRegs[7]&0xff != 1|1<<4 {
+	if c.DebugRegs[3] != 0x1004 || c.DebugRegs[2] != 0x1008 || c.DebugRegs[7]&0xff != 1<<6|1<<4 {
 		t.Errorf("debug registers %#x", c.DebugRegs)
 	}
 	err := target.InsertBreakpoint(rsp.Breakpoint{Kind: rsp.HardwareBreakpoint, Thread: thread(1), Addr: text, Size: 1})
@@ -344,6 +344,97 @@ func TestDebugRegisters(t *testing.T) {
 	}
 	if d.VCPU(0).Context.DebugRegs[7] != 1<<2 || d.VCPU(1).Context.DebugRegs[7] != 0 {
 		t.Errorf("after detach dr7 is %#x and %#x", d.VCPU(0).Context.DebugRegs[7], d.VCPU(1).Context.DebugRegs[7])
+	}
+}
+
+// What the guest does with debug registers while it runs is its own: it stays, what
+// is in its way moves where it can, and the guest has all of its own in the end.
+func TestGuestSetsDebugRegisters(t *testing.T) {
+	const (
+		ours  = 0x1008
+		guest = 0x2000
+	)
+	type registers = [8]uint64
+	tests := []struct {
+		name    string
+		before  registers
+		guest   registers // as it makes them of a vCPU
+		ours    int       // where our watchpoint is then
+		running registers // of that vCPU, when it runs again
+		after   registers // given back
+	}{
+		{
+			name:    "one for itself",
+			guest:   registers{1: guest, 3: ours, 7: 2<<2 | 1<<20},
+			ours:    3,
+			running: registers{1: guest, 3: ours, 7: 2<<2 | 1<<20 | 1<<6 | 9<<28},
+			after:   registers{1: guest, 7: 2<<2 | 1<<20},
+		},
+		{
+			name:    "the task with one is switched out",
+			before:  registers{1: guest, 7: 2<<2 | 1<<20},
+			guest:   registers{1: guest, 3: ours},
+			ours:    3,
+			running: registers{1: guest, 3: ours, 7: 1<<6 | 9<<28},
+			after:   registers{1: guest},
+		},
+		{
+			name:    "the one that we use",
+			guest:   registers{3: guest, 7: 2<<6 | 3<<28},
+			ours:    2,
+			running: registers{2: ours, 3: guest, 7: 2<<6 | 3<<28 | 1<<4 | 9<<24},
+			after:   registers{3: guest, 7: 2<<6 | 3<<28},
+		},
+		{
+			name:    "all",
+			guest:   registers{guest, guest, guest, guest, 7: 0xaa},
+			ours:    3,
+			running: registers{guest, guest, guest, ours, 7: 0x2a | 1<<6 | 9<<28},
+			after:   registers{guest, guest, guest, guest, 7: 0xaa},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			target, d := newScripted(t,
+				func(d *xentest.Domain) { d.VCPU(1).Context.DebugRegs = tt.before },
+				scriptedLeg{motions: []engine.Motion{run, run}, silent: true},
+				scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{{VCPU: 0, Trap: engine.Debug, DR6: 1 << tt.ours}}},
+			)
+			insert(t, target, rsp.Breakpoint{Kind: rsp.Watch, Addr: ours, Size: 8})
+			if err := target.Resume(all); err != nil {
+				t.Fatal(err)
+			}
+			c := &d.VCPU(1).Context
+			c.DebugRegs = tt.guest
+			if err := target.Interrupt(); err != nil {
+				t.Fatal(err)
+			}
+			if stop := wait(t, target); stop.Signal != signalINT {
+				t.Fatalf("got stop %+v", stop)
+			}
+			if err := target.Resume(all); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.running, c.DebugRegs); diff != "" {
+				t.Errorf("running (-want +got):\n%s", diff)
+			}
+			other := registers{7: 1<<(2*tt.ours) | 9<<(16+4*tt.ours)}
+			other[tt.ours] = ours
+			if diff := cmp.Diff(other, d.VCPU(0).Context.DebugRegs); diff != "" {
+				t.Errorf("the other vCPU (-want +got):\n%s", diff)
+			}
+			stop := wait(t, target)
+			wantStop(t, stop, 1, rsp.Watch)
+			if stop.WatchAddr != ours {
+				t.Errorf("watch address %#x", stop.WatchAddr)
+			}
+			if err := target.Detach(); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.after, c.DebugRegs); diff != "" {
+				t.Errorf("given back (-want +got):\n%s", diff)
+			}
+		})
 	}
 }
 
@@ -384,7 +475,7 @@ func TestReadWatchInAddressSpace(t *testing.T) {
 				d.VCPU(n).Context.ControlRegs[3] = pt.CR3()
 			}
 		},
-		scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{{VCPU: 1, Trap: engine.Debug, DR6: 1}}},
+		scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{{VCPU: 1, Trap: engine.Debug, DR6: 1 << 3}}},
 	)
 	err := target.InsertBreakpoint(rsp.Breakpoint{Kind: rsp.ReadWatch, Thread: thread(2), Addr: data, Size: 4})
 	if err != nil {

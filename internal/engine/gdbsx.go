@@ -280,11 +280,11 @@ func (e *gdbsx) noteDR6() error {
 		if err != nil {
 			return err
 		}
-		own, dr7, err := e.g.OwnDebugRegs(n)
+		ours, err := e.g.OurDebugRegs(n)
 		if err != nil {
 			return err
 		}
-		if ours := causeOf(&r, own, dr7); ours != 0 {
+		if r.DR6&ours != 0 {
 			r.DR6 &^= ours
 			if err := e.g.Alter(n, func(ctx *xen.VCPUContext) { ctx.DebugRegs[6] = r.DR6 }); err != nil {
 				return err

@@ -324,12 +324,15 @@ func TestGDBSXGuestsOwnTraps(t *testing.T) {
 		f := newFakePV(t, 0)
 		f.attach()
 		f.plant(codeAt)
+		if err := f.g.SetDebugRegs(0, [4]uint64{3: codeAt}, 1<<6); err != nil {
+			t.Fatal(err)
+		}
 		f.resume(Run, Run)
 		rip := ownInt3At + 1
 		if vector == 3 {
 			f.int3(0, ownInt3At)
 		} else {
-			f.d.VCPU(0).Context.DebugRegs[0], f.d.VCPU(0).Context.DebugRegs[7] = rip, 1
+			f.d.VCPU(0).Context.DebugRegs[0], f.d.VCPU(0).Context.DebugRegs[7] = rip, 1<<6|1
 			f.debug(0, rip, 1)
 		}
 		f.wait(true)

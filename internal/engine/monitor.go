@@ -540,11 +540,11 @@ func (e *monitor) takeDebug(event xen.VMEvent, r *x86.Registers) (stop Stop, sto
 	if e.detour.on && e.detour.vcpu == n && tf && hardware {
 		return stop, false, e.endDetour()
 	}
-	own, dr7, err := e.g.OwnDebugRegs(n)
+	ours, err := e.g.OurDebugRegs(n)
 	if err != nil {
 		return stop, false, err
 	}
-	cause := causeOf(r, own, dr7)
+	cause := r.DR6 & ours
 	h := &e.hops[n]
 	// DR6 says which debug registers have hit. On AMD's processors it says that
 	// a step is done only if one is in use: Xen does not save it otherwise
@@ -558,7 +558,7 @@ func (e *monitor) takeDebug(event xen.VMEvent, r *x86.Registers) (stop Stop, sto
 		if err := e.callOff(n); err != nil {
 			return stop, false, err
 		}
-		return Stop{VCPU: n, Trap: Debug, DR6: cause}, true, e.clearDR6(n)
+		return Stop{VCPU: n, Trap: Debug, DR6: cause}, true, e.clearDR6(n, ours)
 	case tf && e.late.of(n, r.RIP) >= 0:
 		of := e.late.of(n, r.RIP)
 		if err := e.g.Alter(n, func(ctx *xen.VCPUContext) { ctx.RFLAGS &^= x86.RFLAGSTF }); err != nil {
@@ -576,8 +576,8 @@ func (e *monitor) takeDebug(event xen.VMEvent, r *x86.Registers) (stop Stop, sto
 	return stop, false, e.inject(event, xen.VectorDebug)
 }
 
-func (e *monitor) clearDR6(n int) error {
-	return e.g.Alter(n, func(ctx *xen.VCPUContext) { ctx.DebugRegs[6] &^= DR6BS | DR6Breaks })
+func (e *monitor) clearDR6(n int, ours uint64) error {
+	return e.g.Alter(n, func(ctx *xen.VCPUContext) { ctx.DebugRegs[6] &^= DR6BS | ours })
 }
 
 // finish ends a step that is done.
@@ -588,8 +588,12 @@ func (e *monitor) finish(n int, r *x86.Registers) error {
 	case h.mtf:
 		return e.host.SetSingleStep(e.g.ID(), n, false)
 	case h.flag:
-		err := e.g.Alter(n, func(ctx *xen.VCPUContext) {
-			ctx.DebugRegs[6] = h.dr6
+		ours, err := e.g.OurDebugRegs(n)
+		if err != nil {
+			return err
+		}
+		err = e.g.Alter(n, func(ctx *xen.VCPUContext) {
+			ctx.DebugRegs[6] = dr6After(h.dr6, ctx.DebugRegs[6], ours)
 			if !h.guestTF && h.insn.class != popsFlags {
 				ctx.RFLAGS &^= x86.RFLAGSTF
 			}

@@ -498,17 +498,33 @@ func TestMonitorDebugRegisters(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.resume(Run)
-	f.Do(func() { f.d.VCPU(0).Context.DebugRegs[6] = dr6Reserved | 2 })
+	c := &f.d.VCPU(0).Context
+	f.Do(func() { c.DebugRegs[6] = dr6Reserved | 3 })
 	f.debug(0, text+8, rsp)
 	f.wait(Stop{VCPU: 0, Trap: Debug, DR6: 2})
+	if c.DebugRegs[6] != dr6Reserved|1 {
+		t.Errorf("the guest is left dr6 %#x", c.DebugRegs[6])
+	}
 	f.resume(Run)
-	f.Do(func() { f.d.VCPU(0).Context.DebugRegs[6] = dr6Reserved | 1 })
+	f.Do(func() { c.DebugRegs[6] = dr6Reserved | 1 })
 	f.debug(0, text+9, rsp)
 	f.idle()
-	if len(f.d.VCPU(0).Injected) != 1 {
+	f.Do(func() { // it sets one itself
+		c.DebugRegs[2], c.DebugRegs[6], c.DebugRegs[7] = text, dr6Reserved|4, c.DebugRegs[7]|2<<4
+	})
+	f.debug(0, text+10, rsp)
+	f.idle()
+	if len(f.d.VCPU(0).Injected) != 2 {
 		t.Error("the guest's own #DB is kept from it")
 	}
 	f.pause()
+	f.resume(Step)
+	f.Do(func() { c.DebugRegs[6] |= DR6BS | 2 | 4 })
+	f.debug(0, text+11, rsp)
+	f.wait(Stop{VCPU: 0, Trap: Debug, DR6: DR6BS | 2})
+	if c.DebugRegs[6] != dr6Reserved|4 {
+		t.Errorf("after a step the guest is left dr6 %#x", c.DebugRegs[6])
+	}
 	f.detach(nops)
 }
 

@@ -693,11 +693,11 @@ func (e *redirect) collectDebug(n int) (stop Stop, stopped bool, err error) {
 	if err != nil {
 		return stop, false, err
 	}
-	own, dr7, err := e.g.OwnDebugRegs(n)
+	ours, err := e.g.OurDebugRegs(n)
 	if err != nil {
 		return stop, false, err
 	}
-	cause := causeOf(&r, own, dr7)
+	cause := r.DR6 & ours
 	single := r.DR6&DR6BS != 0
 	if single && e.g.Stepping(n) {
 		cause |= DR6BS
@@ -716,9 +716,9 @@ func (e *redirect) collectDebug(n int) (stop Stop, stopped bool, err error) {
 	done := e.steps[n]
 	err = e.endStep(n, func(ctx *xen.VCPUContext) {
 		if done.on {
-			ctx.DebugRegs[6] = done.dr6
+			ctx.DebugRegs[6] = dr6After(done.dr6, ctx.DebugRegs[6], ours)
 		} else {
-			ctx.DebugRegs[6] &^= DR6BS | DR6Breaks
+			ctx.DebugRegs[6] &^= DR6BS | ours
 		}
 	})
 	if err != nil {
@@ -730,20 +730,9 @@ func (e *redirect) collectDebug(n int) (stop Stop, stopped bool, err error) {
 	return Stop{VCPU: n, Trap: Debug, DR6: cause}, cause != 0, nil
 }
 
-// causeOf gives those bits of DR6 that are about debug registers of ours: which
-// the guest has not set so itself.
-func causeOf(r *x86.Registers, own [4]uint64, ownDR7 uint64) uint64 {
-	now := [4]uint64{r.DR0, r.DR1, r.DR2, r.DR3}
-	var cause uint64
-	for i := range now {
-		enable := uint64(3) << (2 * i)
-		ours := r.DR7&enable != 0 && (ownDR7&enable == 0 || own[i] != now[i])
-		if ours && r.DR6&(1<<i) != 0 {
-			cause |= 1 << i
-		}
-	}
-	return cause
-}
+// dr6After gives what the guest is to have in DR6 after a step: what it had before,
+// and what debug registers of its own have set.
+func dr6After(before, now, ours uint64) uint64 { return before | now&DR6Breaks&^ours }
 
 // endStep ends a step of a vCPU that has stopped, done or not, and changes what
 // else is to be changed. RFLAGS.TF goes if it is ours. The ledger learns of it

@@ -547,6 +547,52 @@ func TestRedirectPassesTraps(t *testing.T) {
 	}
 }
 
+// A debug register that the guest sets itself while it runs is its own: its #DB comes
+// to its handler, and is still in DR6 if we had a trap of ours at the same time.
+func TestRedirectOwnDebugRegister(t *testing.T) {
+	f := newFixture(t, 1)
+	g, e := f.start()
+	if err := g.SetDebugRegs(0, [4]uint64{3: breakAt}, 1<<6); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Resume([]Motion{Run}); err != nil {
+		t.Fatal(err)
+	}
+	c := &f.d.VCPU(0).Context
+	f.Do(func() {
+		c.DebugRegs[0], c.DebugRegs[7] = userText, c.DebugRegs[7]|2|1<<16
+		c.DebugRegs[6] |= 1 << 0
+		f.trap(0, 1)
+	})
+	stops, err := e.Pause()
+	if check(t, stops, err); len(stops) != 0 || c.RIP != handlers+16 || c.DebugRegs[6]&1 == 0 {
+		t.Errorf("got stops %v, the guest is at %#x with dr6 %#x", stops, c.RIP, c.DebugRegs[6])
+	}
+	for _, tt := range []struct {
+		motion     Motion
+		dr6, cause uint64
+	}{{Run, 1<<0 | 1<<3, 1 << 3}, {Step, DR6BS | 1<<0 | 1<<3, DR6BS | 1<<3}} {
+		f.Do(func() {
+			c.RIP, c.RSP = kernelText, f.stack(0)+0xf80
+			c.DebugRegs[6] = dr6Reserved
+		})
+		if err := errors.Join(g.Resume(), g.Pause(), e.Resume([]Motion{tt.motion})); err != nil {
+			t.Fatal(err)
+		}
+		f.Do(func() {
+			c.RIP, c.DebugRegs[6] = kernelText+1, c.DebugRegs[6]|tt.dr6
+			f.trap(0, 1)
+		})
+		stops, err := e.Pause()
+		if diff := cmp.Diff([]Stop{{VCPU: 0, Trap: Debug, DR6: tt.cause}}, check(t, stops, err)); diff != "" {
+			t.Errorf("stops (-want +got):\n%s", diff)
+		}
+		if r, err := g.Registers(0); check(t, r, err).DR6 != dr6Reserved|1 {
+			t.Errorf("the guest is left dr6 %#x", r.DR6)
+		}
+	}
+}
+
 func TestRedirectUserMode(t *testing.T) {
 	f := newFixture(t, 1)
 	c := &f.d.VCPU(0).Context
@@ -839,6 +885,8 @@ func TestRedirectKilledAnywhere(t *testing.T) {
 		traps := f.d.VCPU(0).Context.Traps
 		text, handlerPage := string(f.bytes(kernelText, xen.PageSize)), string(f.bytes(handlers, xen.PageSize))
 		user := string(f.bytes(userText, xen.PageSize))
+		debug := [2][8]uint64{{0: userText, 6: dr6Reserved, 7: 2}, {6: dr6Reserved}} // a breakpoint of its own
+		f.d.VCPU(0).Context.DebugRegs = debug[0]
 
 		mem := make([]byte, guest.LedgerSize)
 		ledger, err := guest.NewLedger(mem)
@@ -851,10 +899,25 @@ func TestRedirectKilledAnywhere(t *testing.T) {
 			check(t, a, err)
 			b, err := g.Plant(1, userText+4, []byte{guest.Int3})
 			check(t, b, err)
-			if err := g.SetDebugRegs(0, [4]uint64{breakAt}, 0x401); err != nil {
+			lend := func(n int) {
+				addr, dr7, err := g.OwnDebugRegs(0)
+				check(t, addr, err)
+				addr[n] = breakAt
+				if err := g.SetDebugRegs(0, addr, dr7|1<<(2*n)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			lend(3)
+			f.goOn(e, 6, Run, Run)
+			f.Do(func() { // it takes another for itself, and is not told of ours
+				debug[0][2], debug[0][7] = userText+1, 2|2<<4
+				c := &f.d.VCPU(0).Context
+				c.DebugRegs[2], c.DebugRegs[7] = debug[0][2], debug[0][7]
+			})
+			if err := errors.Join(g.Resume(), g.Pause()); err != nil {
 				t.Fatal(err)
 			}
-			f.goOn(e, 6, Run, Run)
+			lend(1)
 			if err := g.Lift(a); err != nil {
 				t.Fatal(err)
 			}
@@ -889,8 +952,9 @@ func TestRedirectKilledAnywhere(t *testing.T) {
 		}
 		for n := range 2 {
 			v := f.d.VCPU(n)
-			if !v.Online || v.Context.Traps != traps || v.Context.DebugRegs[7]&0xff != 0 {
-				t.Fatalf("%s: vCPU %d: online %v, traps as before %v, dr7 %#x", where, n, v.Online, v.Context.Traps == traps, v.Context.DebugRegs[7])
+			if !v.Online || v.Context.Traps != traps || v.Context.DebugRegs != debug[n] {
+				t.Fatalf("%s: vCPU %d: online %v, traps as before %v, debug registers %#x, want %#x",
+					where, n, v.Online, v.Context.Traps == traps, v.Context.DebugRegs, debug[n])
 			}
 			for range 3 {
 				f.run(n)

@@ -1,5 +1,5 @@
 // This file changes how single vCPUs run: it takes them off, redirects their
-// traps, lends them debug registers, and undoes all of that.
+// traps, and undoes that and all else.
 
 package guest
 
@@ -135,33 +135,6 @@ func (g *Guest) RedirectTraps(n int) error {
 	return g.setState(n, c)
 }
 
-// SetDebugRegs gives a vCPU the debug registers DR0 to DR3, as dr7 enables them, in
-// place of its own.
-// Preconditions: the guest is paused.
-func (g *Guest) SetDebugRegs(n int, addr [4]uint64, dr7 uint64) error {
-	c, err := g.context(n)
-	if err != nil {
-		return err
-	}
-	d := &c.ctx.DebugRegs
-	if !g.ledger.has(n, flagDebug) {
-		g.ledger.setDebugRegs(n, [6]uint64{d[0], d[1], d[2], d[3], d[6], d[7]})
-	}
-	r := g.decode(c)
-	r.DR0, r.DR1, r.DR2, r.DR3, r.DR7 = addr[0], addr[1], addr[2], addr[3], dr7
-	return g.SetRegisters(n, r)
-}
-
-// OwnDebugRegs gives the debug registers that a vCPU had before SetDebugRegs.
-func (g *Guest) OwnDebugRegs(n int) (addr [4]uint64, dr7 uint64, err error) {
-	if g.ledger.has(n, flagDebug) {
-		d := g.ledger.debugRegs(n)
-		return [4]uint64(d[:4]), d[5], nil
-	}
-	r, err := g.Registers(n)
-	return [4]uint64{r.DR0, r.DR1, r.DR2, r.DR3}, r.DR7, err
-}
-
 // Disarm takes back all that was planted and the debug registers, so that nothing
 // of ours stops the guest any more.
 // Preconditions: the guest is paused.
@@ -243,9 +216,7 @@ func (g *Guest) restore(n int, changes vcpuFlag) error {
 		g.dropTrap(n, c)
 	}
 	if has(flagDebug) {
-		saved := g.ledger.debugRegs(n)
-		d := &c.ctx.DebugRegs
-		d[0], d[1], d[2], d[3], d[6], d[7] = saved[0], saved[1], saved[2], saved[3], saved[4], saved[5]
+		g.returnDebugRegs(n, c)
 	}
 	if c.ctx == before {
 		return done()

@@ -30,7 +30,7 @@ const LedgerSize = plantsOffset + maxPlants*plantSize
 // The layout of a ledger: a header, a record for each vCPU and one for each run
 // of planted bytes. Numbers are little endian.
 const (
-	ledgerMagic = 0x3176726573626467 // "gdbserv1"
+	ledgerMagic = 0x3276726573626467 // "gdbserv2"
 
 	ledgerDomain  = 8  // u32
 	ledgerKind    = 12 // u32
@@ -43,14 +43,14 @@ const (
 	ledgerScratch = 64 // u64: for the engine's own use
 
 	vcpuOffset = 4096
-	vcpuSize   = 128
+	vcpuSize   = 192
 	maxVCPUs   = 8192 // of a PV domain (Xen public header arch-x86/xen.h, MAX_VIRT_CPUS is less)
 
 	vcpuFlags = 0  // u32
 	vcpuTrap1 = 16 // struct trap_info
 	vcpuTrap3 = 32
-	vcpuDebug = 48 // u64 each: DR0 to DR3, DR6, DR7
-	vcpuINT   = 96 // u64 each: the INT to execute, RIP in its place, its vector
+	vcpuINT   = 48 // u64 each: the INT to execute, RIP in its place, its vector
+	vcpuDebug = 72 // a lent, u64 each: DR0 to DR3 and DR7, three times
 
 	plantsOffset = vcpuOffset + maxVCPUs*vcpuSize
 	plantSize    = 32
@@ -254,17 +254,25 @@ func (l *Ledger) setSoftTrap(n int, s softTrap) {
 	l.set(n, flagTrapping, true)
 }
 
-// debugRegs gives the debug registers that a vCPU had: DR0 to DR3, DR6, DR7.
-func (l *Ledger) debugRegs(n int) (d [6]uint64) {
-	for i := range d {
-		d[i] = binary.LittleEndian.Uint64(l.record(n)[vcpuDebug+8*i:])
+// lent gives the account of a vCPU's debug registers.
+func (l *Ledger) lent(n int) (a lent) {
+	r := l.record(n)[vcpuDebug:]
+	for _, d := range []*debugRegs{&a.own, &a.set, &a.next} {
+		for i := range d.addr {
+			d.addr[i], r = binary.LittleEndian.Uint64(r), r[8:]
+		}
+		d.dr7, r = binary.LittleEndian.Uint64(r), r[8:]
 	}
-	return d
+	return a
 }
 
-func (l *Ledger) setDebugRegs(n int, d [6]uint64) {
-	for i, v := range d {
-		binary.LittleEndian.PutUint64(l.record(n)[vcpuDebug+8*i:], v)
+func (l *Ledger) setLent(n int, a lent) {
+	r := l.record(n)[vcpuDebug:]
+	for _, d := range []*debugRegs{&a.own, &a.set, &a.next} {
+		for _, v := range append(d.addr[:], d.dr7) {
+			binary.LittleEndian.PutUint64(r, v)
+			r = r[8:]
+		}
 	}
 	l.set(n, flagDebug, true)
 }
