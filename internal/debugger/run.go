@@ -472,11 +472,15 @@ func (t *Target) report(h hit) rsp.StopReply {
 // look looks after a running domain: whether it is gone, or has crashed.
 func (t *Target) look() (reply rsp.StopReply, done bool, err error) {
 	info, err := t.guest.Info()
+	blind := t.blind
+	t.blind = err != nil
 	switch {
 	case errors.Is(err, xen.ErrNoDomain), err == nil && info.Dying:
 		return t.ended(), true, nil
 	case err != nil:
-		t.log.Warn("domain cannot be asked for its state", "err", err)
+		if !blind {
+			t.log.Warn("domain cannot be asked for its state", "err", err)
+		}
 		return reply, false, nil
 	case !info.Shutdown:
 		return reply, false, nil

@@ -47,6 +47,7 @@ type Target struct {
 	plan        []motion  // what each vCPU is to do
 	leg         leg       // what they do now
 	alone       time.Time // since when vCPUs have been held for a step; zero if none is
+	blind       bool      // the running domain could not be asked for its state
 }
 
 var (
