@@ -1,12 +1,20 @@
 package linux
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"math/rand/v2"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -202,19 +210,99 @@ func TestUnwindRegistersPushed(t *testing.T) {
 	checkFrameInfo(t, k, linuxtest.Spaces{kernel, stack}, r, got)
 }
 
-// A kernel whose tables are damaged gives an error or names, in bounded time.
+// mostDamage bounds what is allocated for a kernel whose tables are damaged, and so
+// what is ever held for it, in bytes.
+const mostDamage = 128 << 20
+
+// A kernel whose tables are damaged gives an error or names, in bounded time and
+// memory.
 func TestDamaged(t *testing.T) {
-	const rounds = 12 // of each layout; FuzzFind goes on
-	rnd := rand.New(rand.NewPCG(1, 2))
-	for _, l := range linuxtest.Layouts {
-		whole := linuxtest.Image(l)
-		for range rounds {
-			damaged := linuxtest.Space{Addr: whole.Addr, Bytes: append([]byte(nil), whole.Bytes...)}
-			for range 1 + rnd.IntN(20) {
-				damaged.Bytes[linuxtest.Tables-linuxtest.Base+rnd.IntN(len(damaged.Bytes)-(linuxtest.Tables-linuxtest.Base))] ^= byte(1 + rnd.IntN(255))
-			}
-			use(damaged, rnd.Uint64())
+	rounds := 24 // for each table
+	if s := os.Getenv("GDBSERVER_XEN_SOAK"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatalf("GDBSERVER_XEN_SOAK: %v", err)
 		}
+		rounds = min(n, 10000)
+	}
+	kernels := map[string][]damagedTable{}
+	for _, l := range linuxtest.Layouts {
+		whole, k := foundKernel(t, l)
+		of := func(first, end string) damagedTable {
+			from, _ := k.Lookup(first)
+			to, ok := k.Lookup(end)
+			if end == "" {
+				to, ok = whole.Addr+uint64(len(whole.Bytes)), true
+			}
+			if !ok {
+				t.Fatalf("%s: no %s", l.Name, end)
+			}
+			return damagedTable{whole, extent{from, to}, use}
+		}
+		kernels["kallsyms"] = append(kernels["kallsyms"], of("__stop_notes", ""))
+		kernels["ORC"] = append(kernels["ORC"], of("__start_orc_unwind_ip", "__stop_orc_unwind"))
+	}
+	for _, version := range slices.Sorted(maps.Keys(linuxtest.Structs)) {
+		d := newFakeData(version)
+		btf, _ := d.Lookup("__start_BTF")
+		btfEnd, _ := d.Lookup("__stop_BTF")
+		d.tasks(fakeTasks)
+		d.SetModules(fakeLoaded, linuxtest.Layouts[2].CallEntry(24, -16))
+		d.ring(fakeMessages...)
+		text := d.vmcoreOffsets(ringKeys)
+		d.vmcoreInfo(text)
+		info := binary.LittleEndian.Uint64(d.At(d.symbols[len(d.symbols)-2].addr))
+		kernels["BTF"] = append(kernels["BTF"], damagedTable{d.Mem, extent{btf, btfEnd}, d.use})
+		kernels["VMCOREINFO"] = append(kernels["VMCOREINFO"], damagedTable{d.Mem, extent{info, info + uint64(len(text))}, d.use})
+	}
+	for name, tables := range kernels {
+		t.Run(name, func(t *testing.T) {
+			rnd := rand.New(rand.NewPCG(1, 2))
+			most, longest := uint64(0), time.Duration(0)
+			for i := range rounds {
+				table := &tables[i%len(tables)]
+				damaged := linuxtest.Space{Addr: table.whole.Addr, Bytes: bytes.Clone(table.whole.Bytes)}
+				for range 1 + rnd.IntN(20) {
+					at := table.where.first + rnd.Uint64N(table.where.end-table.where.first)
+					damaged.Bytes[at-damaged.Addr] ^= byte(1 + rnd.IntN(255))
+				}
+				var before, after runtime.MemStats
+				runtime.ReadMemStats(&before)
+				begin := time.Now()
+				table.use(damaged, rnd.Uint64())
+				longest = max(longest, time.Since(begin))
+				runtime.ReadMemStats(&after)
+				most = max(most, after.TotalAlloc-before.TotalAlloc)
+			}
+			t.Logf("%d rounds, at most %d MB and %v for one", rounds, most>>20, longest)
+			if most > mostDamage {
+				t.Errorf("%d MB were allocated for one kernel", most>>20)
+			}
+		})
+	}
+}
+
+// damagedTable is a table of a kernel's that is to be damaged, and what uses it.
+type damagedTable struct {
+	whole linuxtest.Space
+	where extent
+	use   func(damaged linuxtest.Space, seed uint64)
+}
+
+// use does all that can be done with a kernel's data.
+func (d *fakeData) use(damaged linuxtest.Space, _ uint64) {
+	k, mem := &Kernel{symbols: d.symbols, orc: &orc{flags: orcLayouts[4]}}, linuxtest.Spaces{damaged, d.Loaded}
+	k.ReadTypes(mem)
+	records, _ := k.Log(mem)
+	WriteLog(io.Discard, records)
+	tasks, _ := k.Tasks(mem)
+	for _, task := range tasks {
+		k.Stack(mem, task)
+	}
+	modules, _ := k.Modules(mem)
+	k.Executable()
+	for _, m := range modules {
+		k.File(m)
 	}
 }
 
