@@ -16,8 +16,9 @@ import (
 )
 
 // howLong says what these commands do to a domain.
-const howLong = `The domain runs while its kernel's tables are read, and is paused only while the
-rest is read. Nothing in it is changed.`
+const howLong = `The domain runs while the tables of its kernel and modules are read, is paused only
+while the rest is, and runs again before anything is printed. Nothing in it is
+changed.`
 
 func newBacktrace() *cobra.Command {
 	var tasks bool

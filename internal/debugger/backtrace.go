@@ -12,61 +12,70 @@ import (
 )
 
 // Backtraces prints the stacks of all vCPUs of a Linux guest.
-// Preconditions: the guest is paused, and is so after.
-func Backtraces(w io.Writer, g *guest.Guest) error { return makeReport(w, g, writeBacktraces) }
+// Preconditions: the guest is paused. It is not when anything is printed, nor after.
+func Backtraces(w io.Writer, g *guest.Guest) error { return makeReport(w, g, stackReport) }
 
 // TaskBacktraces prints the stacks of all tasks of a Linux guest that do not run.
-// Preconditions: the guest is paused, and is so after.
-func TaskBacktraces(w io.Writer, g *guest.Guest) error { return makeReport(w, g, writeTaskBacktraces) }
+// Preconditions: the guest is paused. It is not when anything is printed, nor after.
+func TaskBacktraces(w io.Writer, g *guest.Guest) error { return makeReport(w, g, sleeperReport) }
 
-// beginBacktraces prints which kernel it is, and has its modules read.
-func beginBacktraces(w io.Writer, k *linux.Kernel, mem linux.Memory) {
-	fmt.Fprintln(w, k.Banner)
-	if _, err := k.Modules(mem); err != nil {
-		fmt.Fprintf(w, "functions of modules are not known: %v\n", err)
+// A stack is what frames there are, of what, and why they are not all.
+type stack struct {
+	of     string
+	frames []linux.Frame
+	err    error
+}
+
+// writeStacks makes what prints stacks, and before them which kernel it is.
+func writeStacks(s source, stacks []stack, err error) func(w io.Writer) error {
+	return func(w io.Writer) error {
+		fmt.Fprintln(w, s.k.Banner)
+		if s.noModules != nil {
+			fmt.Fprintf(w, "functions of modules are not known: %v\n", s.noModules)
+		}
+		for _, one := range stacks {
+			fmt.Fprintf(w, "\n%s:\n", one.of)
+			for i, f := range one.frames {
+				writeFrame(w, s.k, i, f)
+			}
+			if one.err != nil {
+				fmt.Fprintf(w, "    %v\n", one.err)
+			}
+		}
+		return err
 	}
 }
 
-// writeBacktraces prints the stacks of all vCPUs.
-func writeBacktraces(w io.Writer, g *guest.Guest, k *linux.Kernel, mem linux.Memory) error {
-	beginBacktraces(w, k, mem)
-	return eachVCPU(g, func(n int, state guest.State, r x86.Registers) error {
-		mem, err := g.Reader(n)
+// readBacktraces reads the stacks of all vCPUs.
+func readBacktraces(s source) func(w io.Writer) error {
+	var stacks []stack
+	err := eachVCPU(s.g, func(n int, state guest.State, r x86.Registers) error {
+		mem, err := s.g.Reader(n)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(w, "\nvCPU %d, %s:\n", n, stateText(state))
-		frames := []linux.Frame{{RIP: r.RIP, UserMode: true}}
+		one := stack{of: fmt.Sprintf("vCPU %d, %s", n, stateText(state)), frames: []linux.Frame{{RIP: r.RIP, UserMode: true}}}
 		if !state.UserMode {
-			frames, err = k.Unwind(mem, linux.Registers{
+			one.frames, one.err = s.k.Unwind(mem, linux.Registers{
 				RIP: r.RIP, RSP: r.RSP, RBP: r.RBP, RDX: r.RDX, RDI: r.RDI, R10: r.R10, R13: r.R13,
 			})
 		}
-		writeStack(w, k, frames, err)
+		stacks = append(stacks, one)
 		return nil
 	})
+	return writeStacks(s, stacks, err)
 }
 
-// writeTaskBacktraces prints the stacks of all tasks, but of those that run.
-func writeTaskBacktraces(w io.Writer, _ *guest.Guest, k *linux.Kernel, mem linux.Memory) error {
-	beginBacktraces(w, k, mem)
-	tasks, err := k.Tasks(mem)
+// readTaskBacktraces reads the stacks of all tasks, but of those that run.
+func readTaskBacktraces(s source) func(w io.Writer) error {
+	var stacks []stack
+	tasks, err := s.k.Tasks(s.mem)
 	for _, t := range tasks {
-		fmt.Fprintf(w, "\ntask %d %s, state %c, CPU %d:\n", t.ID, t.Title(), t.State, t.CPU)
-		frames, err := k.Stack(mem, t)
-		writeStack(w, k, frames, err)
+		one := stack{of: fmt.Sprintf("task %d %s, state %c, CPU %d", t.ID, t.Title(), t.State, t.CPU)}
+		one.frames, one.err = s.k.Stack(s.mem, t)
+		stacks = append(stacks, one)
 	}
-	return err
-}
-
-// writeStack prints frames, and why they are not all.
-func writeStack(w io.Writer, k *linux.Kernel, frames []linux.Frame, err error) {
-	for i, f := range frames {
-		writeFrame(w, k, i, f)
-	}
-	if err != nil {
-		fmt.Fprintf(w, "    %v\n", err)
-	}
+	return writeStacks(s, stacks, err)
 }
 
 // eachVCPU does something with each vCPU that is up, how it is scheduled and its

@@ -22,11 +22,11 @@ func Capabilities(g *guest.Guest, log *slog.Logger) ([]guest.Capability, error) 
 		err = e.Close()
 	}
 	cs := capabilities(g, e, err)
-	k, _, err := findWhileRunning(g)
+	s, err := findWhileRunning(g, false)
 	if err != nil && !g.Paused() {
 		return cs, err
 	}
-	return append(cs, kernelCapabilities(k, err)...), nil
+	return append(cs, kernelCapabilities(s.k, err)...), nil
 }
 
 // capabilities tells what can be done with an engine, or without it for the

@@ -29,18 +29,12 @@ func init() {
 			cs := append(capabilities(t.guest, t.engine, t.noEngine), kernelCapabilities(t.known())...)
 			return WriteCapabilities(writerFunc(out), cs)
 		}},
-		{"bt", "print the stacks of all vCPUs, by what a Linux guest says of itself", monitorReport(writeBacktraces)},
-		{"bt tasks", "print the stacks of a Linux guest's tasks that do not run", monitorReport(writeTaskBacktraces)},
-		{"dmesg", "print the log of a Linux guest's kernel", monitorReport(writeLog)},
-		{"ps", "list the tasks of a Linux guest", monitorReport(writeTasks)},
-		{"lsmod", "list the modules of a Linux guest's kernel", monitorReport(writeModules)},
-		{"regs", "print the registers of all vCPUs", func(t *Target, out func(string)) error {
-			k, mem, err := t.linux()
-			if err != nil { // and the guest may be something else
-				k = nil
-			}
-			return writeRegisters(writerFunc(out), t.guest, k, mem)
-		}},
+		{"bt", "print the stacks of all vCPUs, by what a Linux guest says of itself", monitorReport(stackReport)},
+		{"bt tasks", "print the stacks of a Linux guest's tasks that do not run", monitorReport(sleeperReport)},
+		{"dmesg", "print the log of a Linux guest's kernel", monitorReport(logReport)},
+		{"ps", "list the tasks of a Linux guest", monitorReport(taskReport)},
+		{"lsmod", "list the modules of a Linux guest's kernel", monitorReport(moduleReport)},
+		{"regs", "print the registers of all vCPUs", monitorReport(stateReport)},
 		{"stats", "count what the server has asked of the hypervisor, and hits of breakpoints", func(t *Target, out func(string)) error {
 			s := t.guest.Stats()
 			out(fmt.Sprintf("hypercalls %d\nmappings   %d\nframes     %d\nhits       %d, %d of them not told: a condition was false, or commands were run\n",

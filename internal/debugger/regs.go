@@ -25,44 +25,40 @@ var registerLines = [][]string{
 
 // Registers prints the registers of all vCPUs and, if the guest is a Linux, the
 // functions that they are in.
-// Preconditions: the guest is paused, and is so after.
-func Registers(w io.Writer, g *guest.Guest) error {
-	k, mem, err := findWhileRunning(g)
-	if err != nil { // and the guest may be something else
-		if g.Paused() {
-			return writeRegisters(w, g, nil, nil)
+// Preconditions: the guest is paused. It is not when anything is printed, nor after.
+func Registers(w io.Writer, g *guest.Guest) error { return makeReport(w, g, stateReport) }
+
+// readRegisters reads the registers of all vCPUs. There may be no kernel, and without
+// modules, their functions have no names.
+func readRegisters(s source) func(w io.Writer) error {
+	type standing struct {
+		vcpu  int
+		state guest.State
+		r     x86.Registers
+	}
+	var list []standing
+	err := eachVCPU(s.g, func(n int, state guest.State, r x86.Registers) error {
+		list = append(list, standing{n, state, r})
+		return nil
+	})
+	return func(w io.Writer) error {
+		for i, v := range list {
+			if i > 0 {
+				fmt.Fprintln(w)
+			}
+			fmt.Fprintf(w, "vCPU %d, %s:\n", v.vcpu, stateText(v.state))
+			for _, line := range registerLines {
+				text := registerLine(&v.r, line)
+				if line[0] == "rip" && s.k != nil {
+					if place, ok := s.k.Place(linux.Frame{RIP: v.r.RIP, UserMode: v.state.UserMode}); ok {
+						text += "  " + place
+					}
+				}
+				fmt.Fprintln(w, text)
+			}
 		}
 		return err
 	}
-	return writeRegisters(w, g, k, mem)
-}
-
-// writeRegisters prints the registers of all vCPUs. There may be no kernel.
-func writeRegisters(w io.Writer, g *guest.Guest, k *linux.Kernel, mem linux.Memory) error {
-	if k != nil {
-		// Without modules, their functions have no names.
-		k.Modules(mem)
-	}
-	first := true
-	return eachVCPU(g, func(n int, state guest.State, r x86.Registers) error {
-		place := ""
-		if k != nil {
-			place, _ = k.Place(linux.Frame{RIP: r.RIP, UserMode: state.UserMode})
-		}
-		if !first {
-			fmt.Fprintln(w)
-		}
-		first = false
-		fmt.Fprintf(w, "vCPU %d, %s:\n", n, stateText(state))
-		for _, line := range registerLines {
-			text := registerLine(&r, line)
-			if line[0] == "rip" && place != "" {
-				text += "  " + place
-			}
-			fmt.Fprintln(w, text)
-		}
-		return nil
-	})
 }
 
 // printedRegisters are those that registerLines names.

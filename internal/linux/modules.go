@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 )
 
@@ -78,7 +79,35 @@ var moduleStates = []string{ModuleLive, "loading", "unloading"}
 // they need.
 // Preconditions: the guest does not run.
 func (k *Kernel) Modules(mem Memory) ([]*Module, error) {
-	k.mem, k.modules, k.moduleTypes, k.room = mem, nil, nil, mostModuleTables
+	list, err := k.listModules(mem)
+	k.mem, k.modules, k.moduleTypes, k.room = mem, list, nil, mostModuleTables
+	return list, err
+}
+
+// ReadModules is Modules, and reads all that Function, Place and Unwind need of them,
+// so that those read no table of theirs later. The guest may run meanwhile: SameModules
+// tells whether what was read holds.
+func (k *Kernel) ReadModules(mem Memory) error {
+	list, err := k.Modules(mem)
+	for _, m := range list {
+		k.load(m)
+	}
+	return err
+}
+
+// SameModules tells whether the modules are still those that were listed last, at the
+// same places. Then what was read of them since holds: a kernel does not free a module's
+// tables, or change them, before that shows in the list. The guest may run.
+func (k *Kernel) SameModules(mem Memory) bool {
+	list, err := k.listModules(mem)
+	return err == nil && slices.EqualFunc(list, k.modules, func(a, b *Module) bool {
+		return a.at == b.at && a.Name == b.Name && a.State == b.State && slices.Equal(a.parts, b.parts) &&
+			a.kallsyms == b.kallsyms && a.orcs == b.orcs
+	})
+}
+
+// listModules reads the list of modules.
+func (k *Kernel) listModules(mem Memory) (list []*Module, err error) {
 	o, err := k.types(mem)
 	if err == nil {
 		err = o.need(moduleKeys[:neededModuleKeys]...)
@@ -94,14 +123,14 @@ func (k *Kernel) Modules(mem Memory) ([]*Module, error) {
 	uses := mostModuleUses
 	r.list(head, mostModules, func(entry uint64) bool {
 		if m := r.module(o, entry-o["module.list"], &uses); r.err == nil && m != nil {
-			k.modules = append(k.modules, m)
+			list = append(list, m)
 		}
 		return r.err == nil
 	})
 	if r.err != nil {
-		return k.modules, fmt.Errorf("list modules: %w", r.err)
+		return list, fmt.Errorf("list modules: %w", r.err)
 	}
-	return k.modules, nil
+	return list, nil
 }
 
 // module reads a struct module, or gives nil for one that is not set up. Of uses

@@ -195,6 +195,55 @@ func TestModuleTypesMissing(t *testing.T) {
 	}
 }
 
+// shut is memory that is not to be read any more.
+type shut struct{ t *testing.T }
+
+func (s shut) Read(addr uint64, _ []byte) (int, error) {
+	s.t.Helper()
+	s.t.Errorf("%#x is read", addr)
+	return 0, errors.New("it is shut")
+}
+
+// Once modules were read, names and stacks take no more reading, as long as the list is
+// the same.
+func TestReadModules(t *testing.T) {
+	for version := range linuxtest.Structs {
+		d := newFakeData(version)
+		d.orc = &orc{flags: orcLayouts[4]}
+		d.SetModules(fakeLoaded, linuxtest.Layouts[0].CallEntry(24, -16))
+		mem := linuxtest.Spaces{d.Mem, d.Loaded}
+		if d.SameModules(mem) {
+			t.Errorf("%s: modules are the same that were never listed", version)
+		}
+		if err := d.ReadModules(mem); err != nil {
+			t.Fatalf("%s: %v", version, err)
+		}
+		d.Kernel.mem = shut{t}
+		open := uint64(linuxtest.Modules + 2*linuxtest.FunctionSize)
+		if place, _ := d.Place(Frame{RIP: open + 5}); place != "ppp_generic_open+0x5 [ppp_generic]" {
+			t.Errorf("%s: place is %q", version, place)
+		}
+		if e, ok, _ := d.unwindAt(open); !ok || e.spOffset != 24 {
+			t.Errorf("%s: entry is %+v", version, e)
+		}
+		if !d.SameModules(mem) {
+			t.Errorf("%s: modules that were just read are others", version)
+		}
+		at := d.Kernel.modules[1].at // of slhc
+		for _, key := range []string{"module.state", "module.name", "module.kallsyms", "module.arch.orc_unwind"} {
+			b := d.At(d.Field(at, key))
+			b[0] ^= 1
+			if d.SameModules(mem) {
+				t.Errorf("%s: with another %s modules are the same", version, key)
+			}
+			b[0] ^= 1
+		}
+		if d.SameModules(linuxtest.Spaces{}) {
+			t.Errorf("%s: modules that cannot be read are the same", version)
+		}
+	}
+}
+
 // FuzzModules gives a kernel modules that are changed at places.
 func FuzzModules(f *testing.F) {
 	for i := range 4 {
