@@ -564,6 +564,27 @@ func TestRegs(t *testing.T) {
 	paused(t, d, 0)
 }
 
+// writerFunc is a writer.
+type writerFunc func(p []byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// Nobody who reads slowly keeps a domain paused.
+func TestPrintedWhileRunning(t *testing.T) {
+	d := fakeDomain(t, 0)
+	for _, command := range []string{"doctor", "regs"} {
+		printed := false
+		out := writerFunc(func(p []byte) (int, error) {
+			printed = true
+			paused(t, d, 0)
+			return len(p), nil
+		})
+		if code := execute(t.Context(), []string{command, "3"}, out, io.Discard); code != 0 || !printed {
+			t.Errorf("%s: exit code %d, printed %v", command, code, printed)
+		}
+	}
+}
+
 // doctor tells what can be done with a domain, and leaves it as it was.
 func TestDoctorDomain(t *testing.T) {
 	d := fakeDomain(t, 0)

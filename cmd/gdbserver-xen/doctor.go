@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -73,9 +74,9 @@ a moment meanwhile, and is as it was after it.`,
 
 // examineDomain prints what can be done with a domain.
 func examineDomain(cmd *cobra.Command, domain string) error {
-	return withDomain(cmd, domain, func(g *guest.Guest, log *slog.Logger) error {
+	return printOf(cmd, domain, func(w io.Writer, g *guest.Guest, log *slog.Logger) error {
 		cs, err := debugger.Capabilities(g, log)
-		return errors.Join(debugger.WriteCapabilities(cmd.OutOrStdout(), cs), err)
+		return errors.Join(debugger.WriteCapabilities(w, cs), err)
 	})
 }
 

@@ -4,8 +4,6 @@
 package main
 
 import (
-	"bytes"
-	"errors"
 	"io"
 	"log/slog"
 
@@ -94,11 +92,7 @@ func newReport(name, short string, print func(w io.Writer, g *guest.Guest) error
 		Args:                  oneDomain,
 		ValidArgsFunction:     completeDomain,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			// The domain runs on before anything is printed: who reads may be slow.
-			var out bytes.Buffer
-			err := withDomain(cmd, args[0], func(g *guest.Guest, _ *slog.Logger) error { return print(&out, g) })
-			_, writeErr := out.WriteTo(cmd.OutOrStdout())
-			return errors.Join(err, writeErr)
+			return printOf(cmd, args[0], func(w io.Writer, g *guest.Guest, _ *slog.Logger) error { return print(w, g) })
 		},
 	}
 }

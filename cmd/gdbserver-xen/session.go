@@ -4,6 +4,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -70,6 +71,15 @@ func withDomain(cmd *cobra.Command, domain string, do func(g *guest.Guest, log *
 		err = errors.Join(do(g, logs.layer("debugger")), g.Detach())
 	}
 	return errors.Join(err, held.Close())
+}
+
+// printOf prints something of a domain, once that has been given back: who reads may be
+// slow.
+func printOf(cmd *cobra.Command, domain string, print func(w io.Writer, g *guest.Guest, log *slog.Logger) error) error {
+	var out bytes.Buffer
+	err := withDomain(cmd, domain, func(g *guest.Guest, log *slog.Logger) error { return print(&out, g, log) })
+	_, writeErr := out.WriteTo(cmd.OutOrStdout())
+	return errors.Join(err, writeErr)
 }
 
 // undoStale undoes what a killed process has left in a domain, and says so.
