@@ -32,6 +32,13 @@ func fileName(k *linux.Kernel, name string) string {
 	return path.Join("/gdbserver-xen", k.BuildID(), name+path.Base(k.Release()))
 }
 
+// executableFileName names the kernel's own file: with the package, too, that has the
+// right one, if it is known.
+func executableFileName(k *linux.Kernel) string {
+	dir, file := path.Split(fileName(k, executableName))
+	return path.Join(dir, path.Base(k.SymbolPackage()), file)
+}
+
 // kernelFiles makes files of the kernel of a guest, once they are asked for.
 type kernelFiles struct {
 	log     *slog.Logger
@@ -88,7 +95,7 @@ func (f *kernelFiles) Executable() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return fileName(k, executableName), nil
+	return executableFileName(k), nil
 }
 
 // Relocation tells where the kernel is.
@@ -153,7 +160,7 @@ func moduleName(k *linux.Kernel, m *linux.Module, addr uint64, file []byte) stri
 func (f *kernelFiles) OpenFile(name string) (rsp.File, error) {
 	if k := f.of; k != nil {
 		switch {
-		case name == fileName(k, executableName):
+		case name == executableFileName(k):
 			if f.executable == nil {
 				var symbols int
 				f.executable, symbols = k.Executable()

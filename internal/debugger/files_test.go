@@ -44,12 +44,12 @@ func TestKernelFiles(t *testing.T) {
 	f := &kernelFiles{find: func() (*linux.Kernel, linux.Memory, error) {
 		return &linux.Kernel{Banner: "Linux version 6.1.0-56-amd64 (debian-kernel@lists.debian.org)"}, nil, nil
 	}}
-	const want = "/gdbserver-xen/vmlinux-6.1.0-56-amd64"
+	const want = "/gdbserver-xen/linux-image-6.1.0-56-amd64-dbg/vmlinux-6.1.0-56-amd64"
 	name, err := f.Executable()
 	if name != want || err != nil {
 		t.Fatalf("got %q, %v", name, err)
 	}
-	for _, other := range []string{"", "/etc/passwd", "/gdbserver-xen/../etc/passwd", "/gdbserver-xen", want + "/", "/gdbserver-xen/frames-6.1.0-56-amd64"} {
+	for _, other := range []string{"", "/etc/passwd", "/gdbserver-xen/../etc/passwd", "/gdbserver-xen", want + "/", "/gdbserver-xen/vmlinux-6.1.0-56-amd64", "/gdbserver-xen/frames-6.1.0-56-amd64"} {
 		if _, err := f.OpenFile(other); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s: %v", other, err)
 		}
@@ -68,5 +68,22 @@ func TestKernelFiles(t *testing.T) {
 	cs := kernelCapabilities(f.known())
 	if len(cs) != 2 || !strings.HasSuffix(cs[1].Detail, "in package linux-image-6.1.0-56-amd64-dbg") {
 		t.Errorf("capabilities %v", cs)
+	}
+}
+
+// gdb prints this name if its user's file is another build's. It stays where it is,
+// whatever a guest says of itself.
+func TestExecutableFileName(t *testing.T) {
+	for banner, want := range map[string]string{
+		"Linux version 6.1.0-56-amd64 (debian-kernel@lists.debian.org)":      "/gdbserver-xen/linux-image-6.1.0-56-amd64-dbg/vmlinux-6.1.0-56-amd64",
+		"Linux version 5.15.0-91-generic (buildd@x) (Ubuntu 5.15.0-91.101)":  "/gdbserver-xen/linux-image-5.15.0-91-generic-dbgsym/vmlinux-5.15.0-91-generic",
+		"Linux version 6.6.8-200.fc39.x86_64 (mockbuild@x)":                  "/gdbserver-xen/kernel-debuginfo-6.6.8-200.fc39.x86_64/vmlinux-6.6.8-200.fc39.x86_64",
+		"Linux version 6.12.1 (someone@somewhere)":                           "/gdbserver-xen/vmlinux-6.12.1",
+		"Linux version ../../../etc/passwd (debian-kernel@lists.debian.org)": "/gdbserver-xen/passwd-dbg/vmlinux-passwd",
+		"Linux version ../.. (debian-kernel@lists.debian.org)":               "/gdbserver-xen/..-dbg/vmlinux-..",
+	} {
+		if got := executableFileName(&linux.Kernel{Banner: banner}); got != want {
+			t.Errorf("%s: got %s, want %s", banner, got, want)
+		}
 	}
 }

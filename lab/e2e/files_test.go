@@ -131,14 +131,15 @@ func TestKASLR(t *testing.T) {
 }
 
 // A file of another build is none that gdb keeps quiet about: it tells which kernel the
-// guest has, and the server where that has its symbols.
+// guest has, and which package has its symbols, as does the server.
 func TestWrongFile(t *testing.T) {
 	h, g := idle(t, machine)
 	s := attach(t, h, g)
 	out := s.gdb("-ex", "monitor caps", "-ex", "detach", "/bin/true")
 	s.exit()
 	expect(t, out,
-		`Build ID mismatch between current exec-file \S*/true\s+and automatically determined exec-file /gdbserver-xen/[0-9a-f]{40}/vmlinux-`+regexp.QuoteMeta(h.KernelRelease())+`\n`,
+		`Build ID mismatch between current exec-file \S*/true\s+and automatically determined exec-file /gdbserver-xen/[0-9a-f]{40}/linux-image-`+
+			regexp.QuoteMeta(h.KernelRelease())+`-dbg/vmlinux-`+regexp.QuoteMeta(h.KernelRelease())+`\n`,
 		`yes +kernel +Linux version .*, build id [0-9a-f]{40}`,
 		`yes +symbols +names and types .*, in package linux-image-`+regexp.QuoteMeta(h.KernelRelease())+`-dbg`)
 	ticks(t, g)
