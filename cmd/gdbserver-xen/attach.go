@@ -80,7 +80,7 @@ killed, a process of its own, xen-guardian, gives the domain back.`,
 			case len(args) == 2 && isComm(args[1]):
 				return usagef("where to listen is a flag: gdbserver-xen attach --listen %s %s", args[1], args[0])
 			default:
-				return usagef("one domain at a time: gdbserver-xen attach [FLAG...] DOMAIN")
+				return tooMany(args, "gdbserver-xen attach [FLAG...] DOMAIN")
 			}
 		},
 		ValidArgsFunction: completeDomain,

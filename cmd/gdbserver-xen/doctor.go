@@ -43,7 +43,7 @@ a moment meanwhile, and is as it was after it.`,
 		DisableFlagsInUseLine: true,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 1 {
-				return usagef("one domain at a time: gdbserver-xen doctor [DOMAIN]")
+				return tooMany(args, "gdbserver-xen doctor [DOMAIN]")
 			}
 			return nil
 		},

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -61,10 +62,24 @@ func findDomain(ctx context.Context, host *xen.Host, word string) (xen.DomID, er
 
 // oneDomain checks the arguments of a command that takes a domain.
 func oneDomain(cmd *cobra.Command, args []string) error {
-	if len(args) != 1 {
-		return usagef("which domain? %s DOMAIN", cmd.CommandPath())
+	switch form := cmd.CommandPath() + " DOMAIN"; len(args) {
+	case 0:
+		return usagef("which domain? %s", form)
+	case 1:
+		return nil
+	default:
+		return tooMany(args, form)
 	}
-	return nil
+}
+
+// tooMany says that a command takes one domain.
+func tooMany(args []string, form string) error {
+	quoted := make([]string, len(args))
+	for i, a := range args {
+		quoted[i] = strconv.Quote(a)
+	}
+	last := len(quoted) - 1
+	return usagef("one domain at a time, not %s and %s: %s", strings.Join(quoted[:last], ", "), quoted[last], form)
 }
 
 // domainNames gives the names of domains. Those without one are left out.
