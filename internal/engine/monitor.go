@@ -298,6 +298,9 @@ func (e *monitor) goOnWith(n int, h hop) error {
 	}
 	e.hops[n] = h
 	e.g.SetStepping(n, true)
+	if !h.older {
+		e.g.SetFinishing(n)
+	}
 	return nil
 }
 
@@ -561,16 +564,14 @@ func (e *monitor) takeDebug(event xen.VMEvent, r *x86.Registers) (stop Stop, sto
 		return Stop{VCPU: n, Trap: Debug, DR6: cause}, true, e.clearDR6(n, ours)
 	case tf && e.late.of(n, r.RIP) >= 0:
 		of := e.late.of(n, r.RIP)
-		if err := e.g.Alter(n, func(ctx *xen.VCPUContext) { ctx.RFLAGS &^= x86.RFLAGSTF }); err != nil {
+		moved := e.hops[of].cut
+		if moved { // here
+			e.hops[of] = hop{}
+			e.g.SetStepping(of, false)
+		}
+		if err := e.takeLate(n, of); err != nil || !moved {
 			return stop, false, err
 		}
-		e.late.forget(of)
-		if !e.hops[of].cut {
-			return stop, false, nil
-		}
-		// It has moved here.
-		e.hops[of] = hop{}
-		e.g.SetStepping(of, false)
 		return Stop{VCPU: n, Trap: Debug, DR6: DR6BS}, true, nil
 	}
 	return stop, false, e.inject(event, xen.VectorDebug)
@@ -588,6 +589,14 @@ func (e *monitor) finish(n int, r *x86.Registers) error {
 	case h.mtf:
 		return e.host.SetSingleStep(e.g.ID(), n, false)
 	case h.flag:
+		if h.cut && !h.older {
+			e.late.forget(n)
+		}
+		if h.insn.class == pushesFlags && !h.guestTF {
+			if err := e.fixPushedFlags(n, r); err != nil {
+				return err
+			}
+		}
 		ours, err := e.g.OurDebugRegs(n)
 		if err != nil {
 			return err
@@ -602,12 +611,6 @@ func (e *monitor) finish(n int, r *x86.Registers) error {
 			return err
 		}
 		e.g.SetStepping(n, false)
-		if h.cut && !h.older {
-			e.late.forget(n)
-		}
-		if h.insn.class == pushesFlags && !h.guestTF {
-			return e.fixPushedFlags(n, r)
-		}
 	case h.landing != nil:
 		return e.unplant(h.landing)
 	}
@@ -642,23 +645,22 @@ func (e *monitor) cutShort(n int, h hop) {
 	e.cut[n] = h
 }
 
+// isDown tells whether an error says that a vCPU is not up.
+func isDown(err error) bool {
+	return errors.Is(err, xen.ErrVCPUOffline) || errors.Is(err, xen.ErrNoVCPU)
+}
+
 // clearTF takes RFLAGS.TF from a vCPU that has not trapped by it.
 func (e *monitor) clearTF(n int, h hop) error {
 	if !e.g.Stepping(n) {
 		return nil
 	}
-	away := false
-	err := e.g.Alter(n, func(ctx *xen.VCPUContext) {
-		away = ctx.RFLAGS&x86.RFLAGSTF == 0
-		if !away && !h.guestTF {
-			ctx.RFLAGS &^= x86.RFLAGSTF
-		}
-	})
-	if err != nil {
-		return err
-	}
-	switch {
-	case away:
+	r, err := e.g.Registers(n)
+	switch away := r.RFLAGS&x86.RFLAGSTF == 0; {
+	case isDown(err):
+		err = nil // it will not come back to where it was
+	case err != nil:
+	case away && (h.on || e.g.SteppedAway(n)):
 		// It is in a handler of the guest's, and will come out of it with TF: that
 		// trap is not the guest's, and wanted only by Finish.
 		from := h.from
@@ -667,11 +669,18 @@ func (e *monitor) clearTF(n int, h hop) error {
 		}
 		e.late.expect(n, from)
 		e.cutShort(n, h)
-	case h.cut && !h.older:
-		e.late.forget(n)
+	case !away:
+		if h.cut && !h.older {
+			e.late.forget(n)
+		}
+		if !h.guestTF {
+			err = e.g.Alter(n, func(ctx *xen.VCPUContext) { ctx.RFLAGS &^= x86.RFLAGSTF })
+		}
 	}
-	e.g.SetStepping(n, false)
-	return nil
+	if err == nil {
+		e.g.SetStepping(n, false)
+	}
+	return err
 }
 
 // unplant takes an int3 that ends a step away.
@@ -689,12 +698,24 @@ func (e *monitor) clearLate(n int) error {
 		return nil
 	}
 	r, err := e.g.Registers(n)
-	if err != nil || r.RFLAGS&x86.RFLAGSTF == 0 || e.late.of(n, r.RIP) != n {
+	switch {
+	case isDown(err):
+		e.late.forget(n)
+		return nil
+	case err != nil || r.RFLAGS&x86.RFLAGSTF == 0 || e.late.of(n, r.RIP) != n:
 		return err
 	}
-	err = e.g.Alter(n, func(ctx *xen.VCPUContext) { ctx.RFLAGS &^= x86.RFLAGSTF })
+	return e.takeLate(n, n)
+}
+
+// takeLate takes RFLAGS.TF from a vCPU that has it by a step, perhaps of another,
+// that was called off.
+func (e *monitor) takeLate(n, of int) error {
+	e.g.SetStepping(n, true)
+	e.late.forget(of)
+	err := e.g.Alter(n, func(ctx *xen.VCPUContext) { ctx.RFLAGS &^= x86.RFLAGSTF })
 	if err == nil {
-		e.late.forget(n)
+		e.g.SetStepping(n, false)
 	}
 	return err
 }
@@ -707,6 +728,24 @@ func (e *monitor) fixPushedFlags(n int, r *x86.Registers) error {
 	}
 	flags[1] &^= byte(x86.RFLAGSTF >> 8)
 	return e.g.Write(n, r.RSP, flags[:])
+}
+
+// fixAnyPushedFlags is fixPushedFlags after a step of which nothing is known but that
+// it was, and perhaps is, under way.
+func (e *monitor) fixAnyPushedFlags(n int) error {
+	r, err := e.g.Registers(n)
+	if err != nil || r.RFLAGS&x86.RFLAGSTF == 0 {
+		return nil
+	}
+	var code [1]byte
+	var flags [8]byte
+	gotCode, _ := e.g.Read(n, r.RIP-1, code[:])
+	gotFlags, _ := e.g.Read(n, r.RSP, flags[:])
+	if gotCode < len(code) || gotFlags < len(flags) || decode(code[:], true).class != pushesFlags ||
+		binary.LittleEndian.Uint64(flags[:]) != r.RFLAGS&^x86.RFLAGSRF {
+		return nil
+	}
+	return e.fixPushedFlags(n, &r)
 }
 
 // beginDetour takes a vCPU over the int3 that ends the step of another, or its
@@ -893,7 +932,10 @@ func (e *monitor) adopt() error {
 		if e.mtf {
 			err = errors.Join(err, e.host.SetSingleStep(id, n, false))
 		}
-		err = errors.Join(err, e.callOff(n))
+		if e.g.Stepping(n) {
+			e.hops[n].cut = e.g.Finishing(n)
+			err = errors.Join(err, e.fixAnyPushedFlags(n), e.callOff(n))
+		}
 	}
 	return err
 }

@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"log/slog"
+	"math"
 	"testing"
 	"time"
 
@@ -33,6 +35,7 @@ type monitored struct {
 	d        *xentest.Domain
 	frame    uint64 // of the code
 	handlers uint64 // frame of the handler of int3
+	stacks   uint64 // frame of the stack
 	mem      []byte // the ledger's
 	g        *guest.Guest
 	e        Engine
@@ -53,7 +56,7 @@ func newMonitored(t *testing.T, config xentest.Config, vcpus int, code []byte) *
 	binary.LittleEndian.PutUint16(idt[54:], int3Handler>>16&0xffff)
 	binary.LittleEndian.PutUint32(idt[56:], int3Handler>>32)
 	pt.MapPage(text+0x20000, idt)
-	pt.MapPage(text+0x10000, nil) // a stack
+	f.stacks = pt.MapPage(text+0x10000, nil)
 	f.d.UsePageTables(pt)
 	for n := range vcpus {
 		f.d.VCPU(n).Saved.Bases[8] = text + 0x20000
@@ -680,10 +683,284 @@ func TestMonitorRecover(t *testing.T) {
 	}
 }
 
+// A vCPU that the guest has taken down since its step began is in nobody's way.
+func TestMonitorRecoverVCPUDown(t *testing.T) {
+	f := newMonitored(t, xentest.Config{}, 2, nops)
+	f.resume(Step, Run)
+	f.Do(func() { f.d.VCPU(0).Online = false })
+	f.ReleaseMappings()
+	ledger, err := guest.OpenLedger(f.mem)
+	if err := Recover(f.Host(), check(t, ledger, err), slog.New(slog.DiscardHandler)); err != nil || f.d.VCPU(0).Online {
+		t.Errorf("%v; vCPU 0 is up: %v", err, f.d.VCPU(0).Online)
+	}
+}
+
 // again makes the guest's registers be read anew.
 func (f *monitored) again() {
 	f.t.Helper()
 	if err := errors.Join(f.g.Resume(), f.g.Pause()); err != nil {
 		f.t.Fatal(err)
+	}
+}
+
+// What the vCPUs of TestMonitorKilledAnywhere execute, each its own round. Of all
+// instructions only what matters to an engine is played.
+var livesText = []byte{
+	0: 0x90, 0x90, // a breakpoint is at the second
+	2: 0x50,             // pushes to where a debug register looks
+	3: 0x9c,             // PUSHF
+	4: 0x90,             // an interrupt may come
+	5: 0x0f, 0x01, 0xd9, // VMMCALL, which the hypervisor executes
+	8: 0x90, 0x9d, 0xc3, // POPF, and a return to where its vCPU begins
+	11: 0x9c, 0xcc, 0x90, 0xf1, 0xeb, 0xf7, // another way there, with traps of its own
+	17: 0x90, 0x90, 0xcf, // an interrupt's handler
+}
+
+// Addresses in livesText, and the one that it pushes to.
+const (
+	livesBreak   = text + 1
+	livesMeet    = text + 8
+	livesOther   = text + 11
+	livesHandler = text + 17
+	livesWatch   = text + 0x10f00
+)
+
+// life is what a vCPU has really been through.
+type life struct {
+	begin    uint64
+	rip      uint64
+	ran      uint64 // instructions, which RBX counts too
+	injected int    // exceptions that it has taken
+	back     uint64 // on the interrupt's stack: RIP, and RFLAGS.TF
+	flag     uint64
+}
+
+// lively is a guest whose vCPUs execute their code.
+type lively struct {
+	*monitored
+	lives     []life
+	interrupt bool // vCPU 0 is to get an interrupt before the next step by RFLAGS.TF
+}
+
+func newLively(t *testing.T, config xentest.Config) *lively {
+	f := &lively{monitored: newMonitored(t, config, 2, livesText)}
+	if err := f.g.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	f.lives = []life{{begin: text, rip: text}, {begin: livesOther, rip: livesOther}}
+	for n, l := range f.lives {
+		f.d.VCPU(n).Context.DebugRegs[6] = dr6Reserved
+		f.place(n, l.rip, rsp-uint64(n)*0x100)
+	}
+	return f
+}
+
+// live lets each vCPU that may run execute one instruction.
+func (f *lively) live() {
+	for n := range f.lives {
+		if v := f.d.VCPU(n); f.d.Pauses() == 0 && v.Online && v.Waiting == 0 {
+			f.execute(n, v)
+		}
+	}
+}
+
+func (f *lively) execute(n int, v *xentest.VCPU) {
+	c, l := &v.Context, &f.lives[n]
+	if c.RIP != l.rip || c.RBX != l.ran || l.rip-text >= uint64(len(livesText)) {
+		f.t.Fatalf("vCPU %d runs at %#x after %d instructions, it was at %#x after %d", n, c.RIP, c.RBX, l.rip, l.ran)
+	}
+	flag := c.RFLAGS & x86.RFLAGSTF
+	if f.interrupt && n == 0 && flag != 0 {
+		f.interrupt = false
+		l.back, l.flag, l.rip = l.rip, flag, livesHandler
+		f.Do(func() { c.RIP, c.RFLAGS = l.rip, c.RFLAGS&^flag })
+		return
+	}
+	goTo := func(rip, dr6, rflags uint64) {
+		l.ran++
+		l.rip = rip
+		f.Do(func() {
+			c.RIP, c.RBX, c.RFLAGS = rip, l.ran, c.RFLAGS|rflags
+			c.DebugRegs[6] |= dr6
+		})
+	}
+	own := func(vector uint8, code byte) {
+		if livesText[l.rip-text] != code {
+			f.t.Fatalf("vCPU %d gets exception %d at %#x", n, vector, l.rip)
+		}
+		goTo(l.rip+1, 0, 0)
+	}
+	trapping := map[uint8]byte{xen.VectorBreakpoint: guest.Int3, xen.VectorDebug: 0xf1}
+	if len(v.Injected) > l.injected {
+		vector := v.Injected[l.injected].Vector
+		l.injected++
+		own(vector, trapping[vector])
+		return
+	}
+	dr6 := uint64(0)
+	if flag != 0 {
+		dr6 = DR6BS
+	}
+	switch code := f.d.Frame(f.frame)[l.rip-text:]; code[0] {
+	case guest.Int3:
+		if !f.d.Report(n, xen.VMEvent{Reason: xen.ReasonBreakpoint, Type: xen.SoftwareException, Length: 1}) {
+			own(xen.VectorBreakpoint, guest.Int3)
+		}
+		return
+	case 0xf1:
+		if !f.d.Report(n, xen.VMEvent{Reason: xen.ReasonDebug, Type: xen.PrivilegedTrap, Length: 1}) {
+			own(xen.VectorDebug, 0xf1)
+		}
+		return
+	case 0x0f:
+		if flag != 0 {
+			f.t.Fatalf("vCPU %d is stepped over VMMCALL by RFLAGS.TF", n)
+		}
+		goTo(l.rip+3, 0, 0)
+	case 0xeb:
+		goTo(l.rip+2+uint64(int8(code[1])), dr6, 0)
+	case 0xc3:
+		goTo(l.begin, dr6, 0)
+	case 0xcf:
+		goTo(l.back, 0, l.flag)
+		return
+	case 0x9c:
+		goTo(l.rip+1, dr6, 0)
+		c.RSP -= 8
+		binary.LittleEndian.PutUint64(f.d.Frame(f.stacks)[c.RSP-text-0x10000:], c.RFLAGS)
+	case 0x9d:
+		goTo(l.rip+1, dr6, 0)
+		c.RFLAGS = binary.LittleEndian.Uint64(f.d.Frame(f.stacks)[c.RSP-text-0x10000:])
+		c.RSP += 8
+		if c.RFLAGS != 0x202 {
+			f.t.Fatalf("vCPU %d pops flags %#x", n, c.RFLAGS)
+		}
+	case 0x50:
+		dr6 |= c.DebugRegs[7] & 1
+		fallthrough
+	default:
+		goTo(l.rip+1, dr6, 0)
+	}
+	if dr6 != 0 && !f.d.Report(n, xen.VMEvent{Reason: xen.ReasonDebug, Type: xen.HardwareException}) {
+		f.t.Fatalf("vCPU %d gets a #DB, dr6 %#x, at %#x", n, dr6, l.rip)
+	}
+	if dr6 == 0 && v.SingleStep {
+		f.d.Report(n, xen.VMEvent{Reason: xen.ReasonSingleStep})
+	}
+}
+
+// goOn lets vCPUs go on until there is a stop, which must be this.
+func (f *lively) goOn(want Stop, motions ...Motion) {
+	f.t.Helper()
+	if err := f.e.Resume(motions); err != nil {
+		f.t.Fatal(err)
+	}
+	for n := 0; f.d.VCPU(want.VCPU).Waiting == 0 && n < 20; n++ {
+		f.live()
+	}
+	f.wait(want)
+}
+
+// session is that of a debugger, with all that the engine does.
+func (f *lively) session(host *xen.Host) error {
+	ledger, err := guest.NewLedger(f.mem)
+	check(f.t, ledger, err)
+	f.g, err = guest.Attach(host, 3, ledger)
+	check(f.t, f.g, err)
+	f.e, err = Choose(f.g, "", slog.New(slog.DiscardHandler))
+	check(f.t, f.e, err)
+	step := Stop{VCPU: 0, Trap: Debug, DR6: DR6BS}
+
+	plant := f.plant(livesBreak)
+	f.goOn(Stop{VCPU: 0, Trap: Breakpoint}, Run, Run)
+	for n := range f.lives {
+		check(f.t, n, f.g.SetDebugRegs(n, [4]uint64{livesWatch}, 0x10001))
+	}
+	check(f.t, plant, f.g.Lift(plant))
+	f.goOn(step, Step, Stay)
+	check(f.t, plant, f.g.Replant(plant))
+	f.goOn(Stop{VCPU: 0, Trap: Debug, DR6: 1}, Run, Run)
+	f.goOn(step, Step, Run) // over PUSHF
+	// A step that an interrupt cuts short, but for one by the monitor trap flag.
+	f.interrupt = !f.e.(*monitor).mtf
+	if f.interrupt {
+		check(f.t, step, f.e.Resume([]Motion{Step, Stay}))
+		f.pause()
+		f.goOn(step, Finish, Run)
+	} else {
+		f.goOn(step, Step, Run)
+	}
+	// One over VMMCALL, while another vCPU comes to the int3 behind that.
+	for f.lives[1].rip != livesMeet {
+		check(f.t, step, f.e.Resume([]Motion{Stay, Run}))
+		f.pause()
+	}
+	f.goOn(step, Step, Run)
+	check(f.t, step, f.e.Resume([]Motion{Run, Run}))
+	f.pause()
+	return errors.Join(f.e.Close(), f.g.Detach())
+}
+
+// recover undoes what is left in the ledger.
+func (f *lively) recover(host *xen.Host) error {
+	left, err := guest.OpenLedger(f.mem)
+	if err != nil {
+		return nil
+	}
+	return Recover(host, left, slog.New(slog.DiscardHandler))
+}
+
+// until does something, and ends the process before or after so many calls.
+func (f *lively) until(calls int, do func(*xen.Host) error) (done bool) {
+	f.t.Helper()
+	k := &killer{Transport: f.Transport(), left: calls, after: f.live}
+	defer k.release()
+	return untilKilled(func() bool {
+		host, err := xen.NewHost(k)
+		err = do(check(f.t, host, err))
+		return check(f.t, true, err)
+	})
+}
+
+// Wherever the server is killed, in the middle of what the engine does, what it leaves
+// can be undone, also if who undoes it is killed, and no vCPU is set back, loses a
+// trap of its own or gets one of ours.
+func TestMonitorKilledAnywhere(t *testing.T) {
+	for _, intel := range []bool{false, true} {
+		f := newLively(t, xentest.Config{Intel: intel})
+		page, handler := string(f.d.Frame(f.frame)), string(f.d.Frame(f.handlers))
+		calls := 0
+		for done := false; !done; calls++ {
+			f.interrupt = false
+			began := time.Now()
+			done = f.until(calls, f.session)
+			if !done && !f.until(7*calls%200, f.recover) {
+				f.until(math.MaxInt, f.recover)
+			}
+			for range 20 {
+				f.live()
+			}
+			where := fmt.Sprintf("monitor trap flag %v, killed at call %d", intel, calls)
+			if took := time.Since(began); took > settleTime {
+				t.Fatalf("%s: it takes %v to undo: a trap is waited for that does not come", where, took)
+			}
+			if leaks := f.Leaks(); len(leaks) > 0 || f.d.Pauses() > 0 {
+				t.Fatalf("%s: %d pauses, %q", where, f.d.Pauses(), leaks)
+			}
+			if string(f.d.Frame(f.frame)) != page || string(f.d.Frame(f.handlers)) != handler {
+				t.Fatalf("%s: text is not as before", where)
+			}
+			for n, l := range f.lives {
+				v := f.d.VCPU(n)
+				c := &v.Context
+				if !v.Online || c.RIP != l.rip || c.RBX != l.ran || c.RFLAGS != 0x202 || c.DebugRegs[0] != 0 || c.DebugRegs[7] != 0 {
+					t.Fatalf("%s: vCPU %d is online %v, at %#x after %d instructions, was at %#x after %d; rflags %#x, dr0 %#x, dr7 %#x",
+						where, n, v.Online, c.RIP, c.RBX, l.rip, l.ran, c.RFLAGS, c.DebugRegs[0], c.DebugRegs[7])
+				}
+			}
+		}
+		if calls < 300 {
+			t.Errorf("all is done after %d calls", calls)
+		}
 	}
 }

@@ -743,6 +743,7 @@ func (e *redirect) endStep(n int, change func(ctx *xen.VCPUContext)) error {
 		change(ctx)
 		tf := ctx.RFLAGS&x86.RFLAGSTF != 0
 		switch {
+		case stepping && !tf && !e.steps[n].on && !e.g.SteppedAway(n):
 		case stepping && !tf:
 			// It is in a handler of the guest's, and will come out of it with TF: that
 			// trap is not the guest's, and wanted only by Finish.

@@ -941,10 +941,14 @@ func TestRedirectKilledAnywhere(t *testing.T) {
 		}
 		k.release()
 		where := fmt.Sprintf("killed at call %d", calls)
+		began := time.Now()
 		if left, err := guest.OpenLedger(mem); err == nil {
 			if err := Recover(f.Host(), left, slog.New(slog.DiscardHandler)); err != nil {
 				t.Fatalf("%s: %v", where, err)
 			}
+		}
+		if took := time.Since(began); took > settleTime {
+			t.Errorf("%s: it takes %v to undo: a trap is waited for that does not come", where, took)
 		}
 		if string(f.bytes(kernelText, xen.PageSize)) != text || string(f.bytes(userText, xen.PageSize)) != user ||
 			string(f.bytes(handlers, xen.PageSize)) != handlerPage {

@@ -71,7 +71,7 @@ func (e *monitor) trapped() (bool, error) {
 		var ctx xen.VCPUContext
 		err := e.host.VCPUContext(e.g.ID(), n, &ctx)
 		switch {
-		case errors.Is(err, xen.ErrVCPUOffline), errors.Is(err, xen.ErrNoVCPU):
+		case isDown(err):
 		case err != nil:
 			return false, err
 		case ctx.RIP == e.guard.Addr():
@@ -101,7 +101,7 @@ func (e *monitor) giveUp() error {
 // to that int3. One that has come there by its own goes on in the handler.
 func (e *monitor) sendBack(n int, guarded uint64) error {
 	r, err := e.g.Registers(n)
-	if errors.Is(err, xen.ErrVCPUOffline) || errors.Is(err, xen.ErrNoVCPU) {
+	if isDown(err) {
 		return nil
 	}
 	if err != nil || r.RIP != guarded {

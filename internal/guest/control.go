@@ -84,11 +84,27 @@ func (g *Guest) Armed() bool {
 	return false
 }
 
-// SetStepping notes that a vCPU has RFLAGS.TF from us, or no longer.
-func (g *Guest) SetStepping(n int, on bool) { g.ledger.set(n, flagStepping, on) }
+// SetStepping notes that a vCPU is about to get RFLAGS.TF from us, or does not have
+// it any longer.
+func (g *Guest) SetStepping(n int, on bool) {
+	g.ledger.set(n, flagFlagged|flagFinishing, false)
+	g.ledger.set(n, flagStepping, on)
+}
+
+// SetFinishing notes that what a vCPU is stepping for is what the engine has marked
+// it for.
+func (g *Guest) SetFinishing(n int) { g.ledger.set(n, flagFinishing, true) }
+
+// Finishing tells what SetFinishing has noted.
+func (g *Guest) Finishing(n int) bool { return g.ledger.has(n, flagFinishing) }
 
 // Stepping tells what SetStepping has noted.
 func (g *Guest) Stepping(n int) bool { return g.ledger.has(n, flagStepping) }
+
+// SteppedAway tells whether a stepping vCPU without RFLAGS.TF had it from us when it
+// ran: it is in a handler of the guest's then, and will come out of that with it. Else
+// a process was killed before it came to set it, or after it had taken it back.
+func (g *Guest) SteppedAway(n int) bool { return g.ledger.has(n, flagFlagged) }
 
 // Trap gives an entry of a PV vCPU's trap table, as the guest registered it.
 // Preconditions: the guest is paused and PV.

@@ -88,6 +88,8 @@ const (
 	flagOwnPause                       // it is held by a pause of its own
 	flagTrapping                       // it is to execute an INT for a trap of the guest's own
 	flagInt3                           // an int3 has stopped it, and it stands behind that
+	flagFlagged                        // it surely has RFLAGS.TF from us, or had it when it ran
+	flagFinishing                      // it has RFLAGS.TF from us for what the engine has marked it for
 )
 
 // NewLedger makes an empty ledger in memory of LedgerSize bytes.

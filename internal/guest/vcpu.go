@@ -95,11 +95,22 @@ func (g *Guest) Alter(n int, change func(ctx *xen.VCPUContext)) error {
 	if err != nil {
 		return err
 	}
+	before := c.ctx.RFLAGS
 	change(&c.ctx)
+	if before&^c.ctx.RFLAGS&x86.RFLAGSTF != 0 {
+		g.ledger.set(n, flagFlagged, false)
+	}
+	flagged := c.ctx.RFLAGS&^before&x86.RFLAGSTF != 0
 	if g.kind == xen.PV {
 		c.ctx.EntryVector &^= xen.EntryVectorSyscall
 	}
-	return g.setState(n, c)
+	if err := g.setState(n, c); err != nil {
+		return err
+	}
+	if flagged && g.Stepping(n) {
+		g.ledger.set(n, flagFlagged, true)
+	}
+	return nil
 }
 
 // Context gives a vCPU's state as the hypervisor has it, also where the vCPU is
