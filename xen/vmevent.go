@@ -269,6 +269,15 @@ func (h *Host) DisableRing(domain DomID) error {
 	return err
 }
 
+// HasRing tells whether a domain has a monitor ring, whoever made it.
+func (h *Host) HasRing(domain DomID) (bool, error) {
+	err := h.resumeRing(domain)
+	if errors.Is(err, unix.ENODEV) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // ring gives a domain's ring, before it is made or mapped.
 func (h *Host) ring(domain DomID, vcpus int) (*Ring, error) {
 	param, err := h.hvmParam(domain, paramMonitorRing, "HVM_PARAM_MONITOR_RING_PFN")
@@ -293,7 +302,7 @@ func (h *Host) AdoptRing(domain DomID, vcpus int) (*Ring, error) {
 	return r, nil
 }
 
-// resumeRing makes the hypervisor take the responses.
+// resumeRing makes the hypervisor take the responses, of which there may be none.
 func (h *Host) resumeRing(domain DomID) error { return h.vmEvent(domain, vmEventResume, new(union)) }
 
 // vmEvent makes a call about the monitor ring.

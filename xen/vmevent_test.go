@@ -162,6 +162,12 @@ func TestRingInUse(t *testing.T) {
 	if err := h.DisableRing(5); !errors.Is(err, ErrRingWaited) {
 		t.Errorf("DisableRing gives %v, want ErrRingWaited", err)
 	}
+	for errno, want := range map[unix.Errno]bool{0: true, unix.ENODEV: false} {
+		w.domctl = func(cmd int, b []byte) unix.Errno { return errno }
+		if got, err := h.HasRing(5); got != want || err != nil {
+			t.Errorf("%v: HasRing gives %v, %v", errno, got, err)
+		}
+	}
 	w.domctl = func(cmd int, b []byte) unix.Errno { b[24] = 8; return 0 }
 	if _, err := h.OpenRing(5, 2); !errors.Is(err, ErrVersion) {
 		t.Errorf("OpenRing with a later interface gives %v, want ErrVersion", err)

@@ -130,11 +130,19 @@ func (e *monitor) open() error {
 	if e.ring != nil {
 		return nil
 	}
+	// What is noted is removed if we are killed, so it has to be ours.
+	has, err := e.host.HasRing(e.g.ID())
+	if has {
+		err = xen.ErrRingInUse
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
 	e.g.Ledger().SetEngine(numberMonitor)
 	ring, err := e.host.OpenRing(e.g.ID(), e.g.NumVCPUs())
 	if err != nil {
 		if errors.Is(err, xen.ErrRingInUse) {
-			e.g.Ledger().SetEngine(0) // it is not ours to remove
+			e.g.Ledger().SetEngine(0)
 		}
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
@@ -174,6 +182,7 @@ func (e *monitor) shut() error {
 	}
 	if err = errors.Join(err, e.ring.Close()); err == nil {
 		e.ring = nil
+		e.g.Ledger().SetEngine(0)
 	}
 	return err
 }

@@ -73,13 +73,15 @@ func pollRing(t *testing.T) {
 	t.Cleanup(func() { openChannels = old })
 }
 
-func (f *monitored) attach() {
+func (f *monitored) attach() { f.attachTo(f.Host()) }
+
+func (f *monitored) attachTo(host *xen.Host) {
 	f.t.Helper()
 	ledger, err := guest.NewLedger(f.mem)
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	if f.g, err = guest.Attach(f.Host(), 3, ledger); err != nil {
+	if f.g, err = guest.Attach(host, 3, ledger); err != nil {
 		f.t.Fatal(err)
 	}
 	if f.e, err = Choose(f.g, "", slog.New(slog.DiscardHandler)); err != nil {
@@ -683,6 +685,53 @@ func TestMonitorRecover(t *testing.T) {
 	}
 }
 
+// The ring of somebody else's is left, wherever the server is killed.
+func TestMonitorKilledBesideAnother(t *testing.T) {
+	f := newLively(t, xentest.Config{})
+	host := f.Host()
+	other, err := host.OpenRing(3, 2)
+	check(t, other, err)
+	for calls, done := 0, false; !done; calls++ {
+		done = f.until(calls, func(host *xen.Host) error {
+			f.attachTo(host)
+			f.plant(livesBreak)
+			if err := f.e.Resume([]Motion{Run, Run}); !errors.Is(err, xen.ErrRingInUse) {
+				t.Fatalf("Resume gives %v, want ErrRingInUse", err)
+			}
+			return errors.Join(f.e.Close(), f.g.Detach())
+		})
+		f.until(math.MaxInt, f.recover)
+		if has, err := host.HasRing(3); !has || err != nil {
+			t.Fatalf("killed at call %d: another's ring is there: %v, %v", calls, has, err)
+		}
+	}
+	check(t, other, other.Close())
+}
+
+// A ring that was given up is no longer noted: the next may be somebody else's.
+func TestMonitorKilledAfterItsRing(t *testing.T) {
+	f := newMonitored(t, xentest.Config{}, 1, nops)
+	openChannels = func() (*xen.EventChannels, error) { return nil, xen.ErrNoEvtchn }
+	f.plant(text)
+	if err := f.e.Resume([]Motion{Run}); !errors.Is(err, xen.ErrNoEvtchn) {
+		t.Fatalf("Resume gives %v, want ErrNoEvtchn", err)
+	}
+	other, err := f.Host().OpenRing(3, 1)
+	check(t, other, err)
+	f.ReleaseMappings()
+	ledger, err := guest.OpenLedger(f.mem)
+	if err := Recover(f.Host(), check(t, ledger, err), slog.New(slog.DiscardHandler)); err != nil {
+		t.Error(err)
+	}
+	f.same(nops)
+	if has, err := f.Host().HasRing(3); !has || err != nil {
+		t.Errorf("another's ring is there: %v, %v", has, err)
+	}
+	if err := f.Host().DisableRing(3); err != nil {
+		t.Error(err)
+	}
+}
+
 // A vCPU that the guest has taken down since its step began is in nobody's way.
 func TestMonitorRecoverVCPUDown(t *testing.T) {
 	f := newMonitored(t, xentest.Config{}, 2, nops)
@@ -863,12 +912,7 @@ func (f *lively) goOn(want Stop, motions ...Motion) {
 
 // session is that of a debugger, with all that the engine does.
 func (f *lively) session(host *xen.Host) error {
-	ledger, err := guest.NewLedger(f.mem)
-	check(f.t, ledger, err)
-	f.g, err = guest.Attach(host, 3, ledger)
-	check(f.t, f.g, err)
-	f.e, err = Choose(f.g, "", slog.New(slog.DiscardHandler))
-	check(f.t, f.e, err)
+	f.attachTo(host)
 	step := Stop{VCPU: 0, Trap: Debug, DR6: DR6BS}
 
 	plant := f.plant(livesBreak)
