@@ -859,10 +859,20 @@ func (e *monitor) close() error {
 	if e.ring == nil {
 		return e.g.Pause()
 	}
+	if err := e.g.Pause(); err != nil {
+		return err
+	}
+	trapped, err := e.trapped()
+	if trapped {
+		err = e.takeUnreported()
+	}
+	if err != nil {
+		return err
+	}
 	if _, err := e.Pause(); err != nil && !errors.Is(err, xen.ErrRing) {
 		return err
 	}
-	err := e.g.Disarm()
+	err = e.g.Disarm()
 	e.guard = nil
 	// A vCPU that is in an interrupt handler of the guest's with a step to come
 	// would otherwise bring the guest a trap that it knows nothing of. And those

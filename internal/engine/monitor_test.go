@@ -617,6 +617,18 @@ func TestMonitorUnreported(t *testing.T) {
 	f.detach(nops)
 }
 
+// Nor does it in the way of giving the guest back.
+func TestMonitorCloseUnreported(t *testing.T) {
+	f := newMonitored(t, xentest.Config{}, 2, nops)
+	f.plant(text + 4)
+	f.resume(Run, Run)
+	f.unreportedInt3(1, text+4)
+	f.detach(nops)
+	if rip := f.d.VCPU(1).Context.RIP; rip != text+4 {
+		t.Errorf("vCPU is at %#x", rip)
+	}
+}
+
 // Wherever a session dies, another process gives the guest back.
 func TestMonitorRecover(t *testing.T) {
 	code := append([]byte{0x0f, 0x01, 0xd9}, nops...)

@@ -81,12 +81,19 @@ func (e *monitor) trapped() (bool, error) {
 	return false, nil
 }
 
-// giveUp takes all int3 of ours away, after one was not reported.
+// giveUp takes all int3 of ours away, after one was not reported, and says so.
 func (e *monitor) giveUp() error {
 	err := e.g.Pause()
 	if err != nil {
 		return err
 	}
+	return errors.Join(fmt.Errorf("%w: %w", ErrUnavailable, ErrUnreported), e.takeUnreported())
+}
+
+// takeUnreported takes all int3 of ours away.
+// Preconditions: the guest is paused.
+func (e *monitor) takeUnreported() error {
+	var err error
 	for n := range e.hops {
 		err = errors.Join(err, e.sendBack(n, e.guard.Addr()))
 	}
@@ -94,7 +101,7 @@ func (e *monitor) giveUp() error {
 	e.guard = nil
 	e.g.Ledger().SetScratch(0)
 	e.unreported = true
-	return errors.Join(fmt.Errorf("%w: %w", ErrUnavailable, ErrUnreported), err)
+	return err
 }
 
 // sendBack puts a vCPU that is at the jump, by an int3 of ours in the kernel, back
