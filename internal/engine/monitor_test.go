@@ -786,6 +786,9 @@ const (
 	livesWatch   = text + 0x10f00
 )
 
+// avxAt is where an XSAVE area has AVX's state (SDM vol. 1, section 13.4.2).
+const avxAt = 576
+
 // life is what a vCPU has really been through.
 type life struct {
 	begin    uint64
@@ -810,7 +813,9 @@ func newLively(t *testing.T, config xentest.Config) *lively {
 	}
 	f.lives = []life{{begin: text, rip: text}, {begin: livesOther, rip: livesOther}}
 	for n, l := range f.lives {
-		f.d.VCPU(n).Context.DebugRegs[6] = dr6Reserved
+		v := f.d.VCPU(n)
+		v.Context.DebugRegs[6] = dr6Reserved
+		v.Ext[avxAt], v.Ext[512] = 0x5a, 7 // XSTATE_BV
 		f.place(n, l.rip, rsp-uint64(n)*0x100)
 	}
 	return f
@@ -1009,6 +1014,9 @@ func TestMonitorKilledAnywhere(t *testing.T) {
 			for n, l := range f.lives {
 				v := f.d.VCPU(n)
 				c := &v.Context
+				if v.Ext[avxAt] != 0x5a {
+					t.Fatalf("%s: vCPU %d has lost its AVX state", where, n)
+				}
 				if !v.Online || c.RIP != l.rip || c.RBX != l.ran || c.RFLAGS != 0x202 || c.DebugRegs[0] != 0 || c.DebugRegs[7] != 0 {
 					t.Fatalf("%s: vCPU %d is online %v, at %#x after %d instructions, was at %#x after %d; rflags %#x, dr0 %#x, dr7 %#x",
 						where, n, v.Online, c.RIP, c.RBX, l.rip, l.ran, c.RFLAGS, c.DebugRegs[0], c.DebugRegs[7])

@@ -883,6 +883,9 @@ func TestRedirectKilledAnywhere(t *testing.T) {
 		c.Flags &^= xen.VGCFInKernel
 		c.RIP, c.CS, c.RSP, c.SS = userText, 0x33, userText+0x800, 0x2b
 		traps := f.d.VCPU(0).Context.Traps
+		for n := range 2 {
+			f.d.VCPU(n).Ext[avxAt], f.d.VCPU(n).Ext[512] = 0x5a, 7 // XSTATE_BV
+		}
 		text, handlerPage := string(f.bytes(kernelText, xen.PageSize)), string(f.bytes(handlers, xen.PageSize))
 		user := string(f.bytes(userText, xen.PageSize))
 		debug := [2][8]uint64{{0: userText, 6: dr6Reserved, 7: 2}, {6: dr6Reserved}} // a breakpoint of its own
@@ -956,6 +959,9 @@ func TestRedirectKilledAnywhere(t *testing.T) {
 		}
 		for n := range 2 {
 			v := f.d.VCPU(n)
+			if v.Ext[avxAt] != 0x5a {
+				t.Fatalf("%s: vCPU %d has lost its AVX state", where, n)
+			}
 			if !v.Online || v.Context.Traps != traps || v.Context.DebugRegs != debug[n] {
 				t.Fatalf("%s: vCPU %d: online %v, traps as before %v, debug registers %#x, want %#x",
 					where, n, v.Online, v.Context.Traps == traps, v.Context.DebugRegs, debug[n])

@@ -229,6 +229,7 @@ func (g *Guest) resume(keepWriting bool) error {
 		return nil
 	}
 	err := g.forget(keepWriting)
+	g.ledger.endExt() // if it was not to be had
 	// The domain may have died, and somebody else may have taken our pause back.
 	g.ledger.setPause(unpausing)
 	e := g.host.Unpause(g.id)

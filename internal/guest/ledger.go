@@ -25,10 +25,10 @@ type Ledger struct{ mem []byte }
 
 // LedgerSize is the size in bytes of a ledger's memory. Most of it is never
 // touched.
-const LedgerSize = plantsOffset + maxPlants*plantSize
+const LedgerSize = extOffset + extData + maxExt
 
-// The layout of a ledger: a header, a record for each vCPU and one for each run
-// of planted bytes. Numbers are little endian.
+// The layout of a ledger: a header, a record for each vCPU, one for each run of
+// planted bytes, and one of an extended state. Numbers are little endian.
 const (
 	ledgerMagic = 0x3276726573626467 // "gdbserv2"
 
@@ -63,6 +63,13 @@ const (
 	plantFrame  = 16 // u64
 	plantSaved  = 24 // 4 bytes: what the guest has there
 	plantOurs   = 28 // 4 bytes: what was put there
+
+	extOffset   = plantsOffset + maxPlants*plantSize
+	extVCPU     = extOffset     // u32: 1 more than the vCPU's number, 0 for none
+	extLength   = extOffset + 4 // u32: of the data
+	extFeatures = extOffset + 8 // u64
+	extData     = 16
+	maxExt      = 32 << 10 // AMX takes 11 KB
 )
 
 // pauseState says where a pause of ours stands.
@@ -125,6 +132,7 @@ func (l *Ledger) begin(info xen.DomainInfo) {
 			p[plantState] = 0
 		}
 	}
+	l.endExt()
 	l.putU32(ledgerDomain, uint32(info.ID))
 	l.putU32(ledgerKind, uint32(info.Kind))
 	copy(l.mem[ledgerUUID:], info.UUID[:])
@@ -277,6 +285,31 @@ func (l *Ledger) setLent(n int, a lent) {
 		}
 	}
 	l.set(n, flagDebug, true)
+}
+
+// setExt notes the extended state that a vCPU is to have, right before its context
+// is written, which resets it.
+func (l *Ledger) setExt(n int, s xen.ExtState) {
+	l.endExt()
+	if len(s.Data) > maxExt {
+		return
+	}
+	l.putU32(extLength, uint32(len(s.Data)))
+	l.putU64(extFeatures, s.Features)
+	copy(l.mem[extOffset+extData:], s.Data)
+	l.putU32(extVCPU, uint32(n)+1)
+}
+
+// endExt notes that the vCPU has it.
+func (l *Ledger) endExt() { l.putU32(extVCPU, 0) }
+
+// ext gives the extended state that a vCPU may have lost, and the vCPU, or -1.
+func (l *Ledger) ext() (n int, s xen.ExtState) {
+	data := l.mem[extOffset+extData:]
+	return int(l.u32(extVCPU)) - 1, xen.ExtState{
+		Features: l.u64(extFeatures),
+		Data:     data[:min(l.u32(extLength), maxExt)],
+	}
 }
 
 // plant gives a record of planted bytes.

@@ -47,8 +47,16 @@ func takeOver(host *xen.Host, ledger *Ledger) (*Guest, error) {
 	case pausing, unpausing:
 		g.paused = info.Paused && !others
 	}
+	if !info.Paused {
+		ledger.endExt() // the vCPU has run since
+	}
 	if err := g.Pause(); err != nil {
 		return nil, err
+	}
+	if n, ext := ledger.ext(); n >= 0 && n < len(g.vcpus) {
+		if err := g.setExt(n, ext); err != nil {
+			return nil, err
+		}
 	}
 	if err := g.releaseAll(); err != nil {
 		return nil, err
@@ -99,10 +107,11 @@ func (g *Guest) releaseHVM(n int) error {
 		return err
 	}
 	ctx.Flags |= xen.VGCFOnline
+	g.ledger.setExt(n, ext)
 	if err := g.host.SetVCPUContext(g.id, n, &ctx); err != nil {
 		return err
 	}
-	if err := g.host.SetVCPUExtState(g.id, n, ext); err != nil {
+	if err := g.setExt(n, ext); err != nil {
 		return err
 	}
 	g.ledger.set(n, flagHeld, false)

@@ -394,10 +394,11 @@ func (g *Guest) SetRegisters(n int, want x86.Registers) error {
 // setState writes a vCPU's state, as far as the hypervisor does not have it so.
 func (g *Guest) setState(n int, c *vcpu) error {
 	if g.pv32 {
+		g.ledger.setExt(n, c.ext)
 		if err := g.host.SetVCPUContext32(g.id, n, &c.ctx32); err != nil {
 			return err
 		}
-		return g.host.SetVCPUExtState(g.id, n, c.ext)
+		return g.setExt(n, c.ext)
 	}
 	ctx := c.ctx
 	if c.parked != nil {
@@ -409,9 +410,13 @@ func (g *Guest) setState(n int, c *vcpu) error {
 	if c.saved == nil && ctx == c.known && bytes.Equal(c.ext.Data, c.extKnown) {
 		return nil
 	}
+	g.ledger.setExt(n, c.ext)
 	done, err := g.setSystem(n, c)
 	if err != nil {
 		return err
+	}
+	if c.saved != nil {
+		g.ledger.setExt(n, c.ext) // others may have been written
 	}
 	if !done && (c.saved != nil || ctx != c.known) {
 		c.known = xen.VCPUContext{}
@@ -421,9 +426,18 @@ func (g *Guest) setState(n int, c *vcpu) error {
 	}
 	// setvcpucontext has reset what lies beyond SSE.
 	c.known = xen.VCPUContext{}
-	if err := g.host.SetVCPUExtState(g.id, n, c.ext); err != nil {
+	if err := g.setExt(n, c.ext); err != nil {
 		return err
 	}
 	c.known, c.extKnown = ctx, c.ext.Data
+	return nil
+}
+
+// setExt gives a vCPU back what writing its context has reset, as the ledger has it.
+func (g *Guest) setExt(n int, s xen.ExtState) error {
+	if err := g.host.SetVCPUExtState(g.id, n, s); err != nil {
+		return err
+	}
+	g.ledger.endExt()
 	return nil
 }
