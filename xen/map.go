@@ -50,7 +50,7 @@ func mapFrames[F Frame](h *Host, domain DomID, frames []F, write bool) (*Mapping
 		var err error
 		m.mem, err = h.transport.Map(uint16(domain), raw, m.errs, write)
 		if err != nil {
-			return nil, opError("IOCTL_PRIVCMD_MMAPBATCH_V2", int(domain), err)
+			return nil, asDomainError(opError("IOCTL_PRIVCMD_MMAPBATCH_V2", int(domain), err))
 		}
 		if try == pagingTries || !slices.Contains(m.errs, -int32(unix.ENOENT)) {
 			return m, nil

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"gdbserver-xen/internal/guest"
 	"gdbserver-xen/x86"
@@ -742,6 +743,32 @@ func TestMonitorKilledAfterItsRing(t *testing.T) {
 	if err := f.Host().DisableRing(3); err != nil {
 		t.Error(err)
 	}
+}
+
+// An int3 whose frame cannot be mapped just now is not forgotten.
+func TestMonitorRecoverUnmapped(t *testing.T) {
+	f := newMonitored(t, xentest.Config{}, 1, nops)
+	f.plant(text)
+	for name, recover := range map[string]func() error{
+		"detach": func() error { return errors.Join(f.g.ReleaseFrames(), f.g.Detach()) },
+		"recover": func() error {
+			f.ReleaseMappings()
+			ledger, err := guest.OpenLedger(f.mem)
+			return Recover(f.Host(), check(t, ledger, err), slog.New(slog.DiscardHandler))
+		},
+	} {
+		f.FailAlways(xentest.OpMap, unix.ENOMEM)
+		err := recover()
+		f.ClearFaults()
+		if _, left := guest.OpenLedger(f.mem); !errors.Is(err, unix.ENOMEM) || left != nil {
+			t.Errorf("%s gives %v, want ENOMEM; the ledger: %v", name, err, left)
+		}
+	}
+	ledger, err := guest.OpenLedger(f.mem)
+	if err := Recover(f.Host(), check(t, ledger, err), slog.New(slog.DiscardHandler)); err != nil {
+		t.Error(err)
+	}
+	f.same(nops)
 }
 
 // A vCPU that the guest has taken down since its step began is in nobody's way.

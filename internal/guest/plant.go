@@ -120,11 +120,16 @@ func (g *Guest) Plant(vcpu int, addr uint64, ours []byte) (*Plant, error) {
 	return p, nil
 }
 
-// intact tells whether planted bytes are still there.
+// intact tells whether planted bytes are still there: ErrRewritten says that they
+// are not, other errors that nobody knows just now.
 func (g *Guest) intact(p *Plant) error {
 	var now [maxPlant]byte
-	if err := g.mem.peek(p.frame, p.offset, now[:p.length]); err != nil {
+	err := g.mem.peek(p.frame, p.offset, now[:p.length])
+	switch {
+	case errors.Is(err, xen.ErrBadFrame):
 		return fmt.Errorf("%#x: %w: %w", p.addr, ErrRewritten, err)
+	case err != nil:
+		return fmt.Errorf("%#x: %w", p.addr, err)
 	}
 	want := p.ours
 	if p.lifted {
@@ -177,9 +182,10 @@ func (g *Guest) Unplant(p *Plant) error {
 	err := g.intact(p)
 	if err == nil && !p.lifted {
 		g.wrote = true
-		if err = g.mem.poke(p.frame, p.offset, p.saved[:p.length]); err != nil {
-			return fmt.Errorf("take back what was planted at %#x: %w", p.addr, err)
-		}
+		err = g.mem.poke(p.frame, p.offset, p.saved[:p.length])
+	}
+	if err != nil && !errors.Is(err, ErrRewritten) {
+		return fmt.Errorf("take back what was planted at %#x: %w", p.addr, err)
 	}
 	g.mem.show(p)
 	g.plants = slices.DeleteFunc(g.plants, func(q *Plant) bool { return q == p })

@@ -65,9 +65,12 @@ func takeOver(host *xen.Host, ledger *Ledger) (*Guest, error) {
 	for _, p := range ledger.plants() {
 		p.ledger = ledger
 		// It may not have been written yet, or be the guest's again.
-		if g.intact(p) != nil {
+		switch err := g.intact(p); {
+		case errors.Is(err, ErrRewritten):
 			ledger.removePlant(p)
 			continue
+		case err != nil:
+			return nil, err
 		}
 		g.mem.hide(p)
 		g.plants = append(g.plants, p)
