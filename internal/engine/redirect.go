@@ -714,6 +714,12 @@ func (e *redirect) collectDebug(n int) (stop Stop, stopped bool, err error) {
 		}
 	}
 	done := e.steps[n]
+	switch {
+	case done.on && !done.guestTF:
+		e.fixPushedFlags(n, done.from, r.RIP, r.RSP)
+	case !done.on && single && e.g.Stepping(n): // by a process that was killed
+		e.fixPushedFlags(n, r.RIP-1, r.RIP, r.RSP)
+	}
 	err = e.endStep(n, func(ctx *xen.VCPUContext) {
 		if done.on {
 			ctx.DebugRegs[6] = dr6After(done.dr6, ctx.DebugRegs[6], ours)
@@ -723,9 +729,6 @@ func (e *redirect) collectDebug(n int) (stop Stop, stopped bool, err error) {
 	})
 	if err != nil {
 		return stop, false, err
-	}
-	if done.on && !done.guestTF {
-		e.fixPushedFlags(n, done.from, r.RIP, r.RSP)
 	}
 	return Stop{VCPU: n, Trap: Debug, DR6: cause}, cause != 0, nil
 }

@@ -874,6 +874,37 @@ func untilKilled(f func() bool) bool {
 	return f()
 }
 
+// What PUSHF has pushed in the step of a server that was killed then has no TF.
+func TestRedirectRecoverPushedFlags(t *testing.T) {
+	f := newFixture(t, 1)
+	f.bytes(kernelText, 1)[0] = 0x9c
+	mem := make([]byte, guest.LedgerSize)
+	ledger, err := guest.NewLedger(mem)
+	_, e := f.attach(f.Host(), check(t, ledger, err))
+	if err := e.Resume([]Motion{Step}); err != nil {
+		t.Fatal(err)
+	}
+	c := &f.d.VCPU(0).Context
+	c.RSP -= 8
+	pushed := f.bytes(c.RSP, 8)
+	binary.LittleEndian.PutUint64(pushed, c.RFLAGS)
+	c.RIP++
+	c.DebugRegs[6] |= DR6BS
+	f.trap(0, 1)
+	f.ReleaseMappings()
+	left, err := guest.OpenLedger(mem)
+	if err := Recover(f.Host(), check(t, left, err), slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	if got := binary.LittleEndian.Uint64(pushed); got != 0x202 {
+		t.Errorf("flags %#x are left on the stack", got)
+	}
+	f.run(0)
+	if c.RIP != kernelText+1 || c.RFLAGS&x86.RFLAGSTF != 0 || f.fate[0] != "" {
+		t.Errorf("runs on at %#x, rflags %#x, the guest got %q", c.RIP, c.RFLAGS, f.fate[0])
+	}
+}
+
 // Wherever the server is killed, what it leaves can be undone: bytes, traps and
 // vCPUs are as they were, and the vCPUs run on as if nothing had been.
 func TestRedirectKilledAnywhere(t *testing.T) {
