@@ -267,10 +267,19 @@ func (h *Host) domainInfoList(first DomID, n int) ([]DomainInfo, error) {
 	return infos, nil
 }
 
+// MostPauses is as high as a domain's count of pauses goes (Xen 4.5 to 4.22,
+// domain_pause_by_systemcontroller).
+const MostPauses = 255
+
 // Pause adds one to the domain's count of pauses and returns when none of its
-// vCPUs runs any more.
+// vCPUs runs any more. At MostPauses that is ErrMostPauses.
 func (h *Host) Pause(domain DomID) error {
-	return h.domainCall(domctlPauseDomain, domain, new(union))
+	err := h.domainCall(domctlPauseDomain, domain, new(union))
+	var op *OpError
+	if errors.As(err, &op) {
+		op.Err = errnoAs(op.Err, map[unix.Errno]error{unix.EOVERFLOW: ErrMostPauses})
+	}
+	return err
 }
 
 // Unpause takes one from the domain's count of pauses; at zero it runs. If it

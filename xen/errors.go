@@ -34,6 +34,8 @@ var (
 	ErrNoDomain = errors.New("no such domain")
 	// ErrNotPaused says that a domain's count of pauses is zero already.
 	ErrNotPaused = errors.New("the domain is not paused")
+	// ErrMostPauses says that a domain's count of pauses is as high as it goes.
+	ErrMostPauses = errors.New("the domain is paused as often as can be")
 	// ErrNoVCPU says that the domain has no such vCPU.
 	ErrNoVCPU = errors.New("no such vCPU")
 	// ErrVCPUNotPaused says that a vCPU's own count of pauses is zero already.

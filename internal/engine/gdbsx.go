@@ -79,7 +79,7 @@ func makeGDBSX(r *redirect) *gdbsx {
 func adoptGDBSX(g *guest.Guest, log *slog.Logger) (*gdbsx, error) {
 	e := makeGDBSX(adoptRedirect(g, log))
 	e.on = true
-	others, asking := e.scratch()
+	was := e.scratch()
 	if err := e.takeInt3s(); err != nil {
 		return nil, err
 	}
@@ -89,7 +89,7 @@ func adoptGDBSX(g *guest.Guest, log *slog.Logger) (*gdbsx, error) {
 			e.armed[n] = false
 			continue
 		}
-		if !e.g.Ledger().Int3(n) && !(asking && ctx.Flags&xen.VGCFInKernel != 0) {
+		if !e.g.Ledger().Int3(n) && !(was.asking && ctx.Flags&xen.VGCFInKernel != 0) {
 			continue
 		}
 		if err := e.backToInt3(n, ctx.RIP); err != nil {
@@ -97,7 +97,16 @@ func adoptGDBSX(g *guest.Guest, log *slog.Logger) (*gdbsx, error) {
 		}
 		e.g.Ledger().SetInt3(n, false)
 	}
-	return e, e.recount(func(int) int { return 1 + others })
+	err := e.recount(func(count int) int {
+		if was.counting { // so it was before there could be stops
+			was.others = count - 1
+		}
+		return 1 + was.others
+	})
+	if err == nil {
+		e.setScratch(scratch{others: was.others})
+	}
+	return e, err
 }
 
 // backToInt3 makes a vCPU at rip that an int3 right before has stopped execute
@@ -158,20 +167,25 @@ func (e *gdbsx) enable() error {
 	if e.on {
 		return nil
 	}
-	others := 0
-	err := e.recount(func(count int) int {
-		others = count - 1
-		return count
-	})
-	if err != nil {
-		return err
-	}
-	e.setScratch(others, false)
+	e.setScratch(scratch{})
 	e.g.Ledger().SetEngine(numberGDBSX)
+	if e.g.Ledger().Others() {
+		e.setScratch(scratch{counting: true})
+		others := 0
+		err := e.recount(func(count int) int {
+			others = count - 1
+			return count
+		})
+		if err != nil {
+			return err
+		}
+		e.setScratch(scratch{others: others})
+	}
 	if err := e.host.SetDebugging(e.g.ID(), true); err != nil {
 		return err
 	}
 	e.on = true
+	var err error
 	if e.events, err = xen.OpenEventChannels(); err != nil {
 		e.log.Debug("no event channels", "err", err)
 		return nil
@@ -185,61 +199,68 @@ func (e *gdbsx) enable() error {
 	return nil
 }
 
-// The ledger's scratch: how many pauses others have made, as far as they were
-// counted, and whether the hypervisor is being asked for an int3.
-const scratchAsking = 1 << 32
+// scratch is the ledger's number for the engine's own use.
+type scratch struct {
+	others   int  // pauses that others have made, as far as they were counted
+	asking   bool // the hypervisor is being asked for an int3
+	counting bool // they are being counted,
+	extra    int  // by so many pauses more, of which the last may not have been made
+}
 
-func (e *gdbsx) setScratch(others int, asking bool) {
-	v := uint64(uint32(others))
-	if asking {
+const (
+	scratchAsking   = 1 << 16
+	scratchCounting = 1 << 17
+	scratchExtra    = 32 // from this bit on
+)
+
+func (e *gdbsx) setScratch(s scratch) {
+	v := uint64(uint16(s.others)) | uint64(s.extra)<<scratchExtra
+	if s.asking {
 		v |= scratchAsking
+	}
+	if s.counting {
+		v |= scratchCounting
 	}
 	e.g.Ledger().SetScratch(v)
 }
 
-func (e *gdbsx) scratch() (others int, asking bool) {
+func (e *gdbsx) scratch() scratch {
 	v := e.g.Ledger().Scratch()
-	return int(uint32(v)), v&scratchAsking != 0
+	return scratch{int(uint16(v)), v&scratchAsking != 0, v&scratchCounting != 0, int(v >> scratchExtra)}
 }
 
-// recount finds out how often the domain is paused, and makes it what want gives.
-// Nothing of the guest runs meanwhile, since its vCPUs have pauses of their own.
+// recount finds out how often the domain is paused, and makes it what want gives. To
+// that end it pauses the domain as often as can be: nothing of the guest may run, also
+// if this process is killed. Of one that was, it counts the last pause as somebody
+// else's: a guest that stays paused does less harm than one that runs against somebody's
+// will.
 // Preconditions: the guest is paused; want gives 1 or more.
 func (e *gdbsx) recount(want func(count int) int) error {
-	vcpus, err := e.g.VCPUs()
-	if err != nil {
-		return err
-	}
-	var held []int
-	for _, n := range vcpus {
-		if e.g.Held(n) {
-			continue
+	now := e.scratch()
+	note := func() {
+		if now.counting {
+			e.setScratch(now)
 		}
-		if err := e.g.Hold(n); err != nil {
-			return err
-		}
-		held = append(held, n)
 	}
-	count := 0
+	now.extra = max(now.extra-1, 0)
 	for {
-		err := e.host.Unpause(e.g.ID())
-		if errors.Is(err, xen.ErrNotPaused) {
+		now.extra++
+		note()
+		err := e.host.Pause(e.g.ID())
+		if errors.Is(err, xen.ErrMostPauses) {
 			break
 		}
 		if err != nil {
 			return err
 		}
-		count++
 	}
-	for range want(count) {
-		if err := e.host.Pause(e.g.ID()); err != nil {
+	now.extra--
+	for keep := want(xen.MostPauses - now.extra); keep < xen.MostPauses; keep++ {
+		if err := e.host.Unpause(e.g.ID()); err != nil {
 			return err
 		}
-	}
-	for _, n := range held {
-		if err := e.g.Release(n); err != nil {
-			return err
-		}
+		now.extra = max(now.extra-1, 0)
+		note()
 	}
 	return nil
 }
@@ -317,7 +338,7 @@ func (e *gdbsx) look() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	others, _ := e.scratch()
+	others := e.scratch().others
 	switch {
 	case info.Paused:
 		stopped, err := e.anyStop()
@@ -331,7 +352,7 @@ func (e *gdbsx) look() (bool, error) {
 			return true, nil // Pause finds out
 		}
 	case others > 0:
-		e.setScratch(0, false) // they have let it go
+		e.setScratch(scratch{}) // they have let it go
 	}
 	return e.poll()
 }
@@ -384,10 +405,14 @@ func (e *gdbsx) anyStop() (bool, error) {
 // takeInt3s asks the hypervisor which vCPUs an int3 has stopped. It forgets what
 // it has told.
 func (e *gdbsx) takeInt3s() error {
-	others, _ := e.scratch()
-	defer e.setScratch(others, false)
+	s := e.scratch()
+	defer func() {
+		s.asking = false
+		e.setScratch(s)
+	}()
 	for {
-		e.setScratch(others, true)
+		s.asking = true
+		e.setScratch(s)
 		n, err := e.host.NextDebugEvent(e.g.ID())
 		if n < 0 || n >= len(e.armed) || err != nil {
 			return err
@@ -488,7 +513,7 @@ func (e *gdbsx) takeStops() (debugged []bool, err error) {
 // pauses: because a trap has set bits in DR6 that were set before, or because
 // somebody else has paused it.
 func (e *gdbsx) explain(debugged []bool) error {
-	others, _ := e.scratch()
+	others := e.scratch().others
 	err := e.recount(func(count int) int {
 		more := max(count-1-others, 0)
 		for n := range debugged {
@@ -505,7 +530,7 @@ func (e *gdbsx) explain(debugged []bool) error {
 	if err != nil {
 		return err
 	}
-	e.setScratch(others, false)
+	e.setScratch(scratch{others: others})
 	return nil
 }
 

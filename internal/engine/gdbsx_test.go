@@ -459,8 +459,9 @@ func TestGDBSXRecover(t *testing.T) {
 			begin(f)
 			f.int3(0, codeAt)
 			e := f.e.(*gdbsx)
-			others, _ := e.scratch()
-			e.setScratch(others, true)
+			s := e.scratch()
+			s.asking = true
+			e.setScratch(s)
 			if n, err := f.host.NextDebugEvent(3); n != 0 || err != nil {
 				t.Errorf("event of %d, %v", n, err)
 			}
@@ -515,74 +516,89 @@ func TestGDBSXRecover(t *testing.T) {
 // Wherever the server is killed, in the middle of what the engine does, what it leaves
 // can be undone, and no vCPU that runs meanwhile is set back to where it was before.
 func TestGDBSXKilledAnywhere(t *testing.T) {
-	for calls := 0; ; calls++ {
-		f := newFakePV(t, 0)
-		text, traps := string(f.text), f.d.VCPU(0).Context.Traps
-		var lived [2]uint64
-		live := func() {
-			for n := range lived {
-				if f.d.Pauses() > 0 || f.d.OwnPauses(n) > 0 {
-					continue
-				}
-				f.x.Do(func() {
-					f.d.VCPU(n).Context.RBX++
-					lived[n]++
-				})
-			}
+	for pauses := range 2 {
+		calls := 0
+		for killedGDBSX(t, pauses, calls) {
+			calls += 1 + 10*pauses // many are for counting those pauses
 		}
-		k := &killer{Transport: f.x.Transport(), left: calls, after: live}
-		done := untilKilled(func() bool {
-			host, err := xen.NewHost(k)
-			f.host = check(t, host, err)
-			f.attachOnly()
-			plant := f.plant(codeAt)
-			f.resume(Run, Run)
-			f.int3(0, codeAt)
-			f.wait(true)
-			f.pause(Stop{VCPU: 0, Trap: Breakpoint})
-			if err := f.g.Lift(plant); err != nil {
-				t.Fatal(err)
-			}
-			f.resume(Step, Stay)
-			f.debug(0, codeAt+1, DR6BS)
-			f.wait(true)
-			f.pause(Stop{VCPU: 0, Trap: Debug, DR6: DR6BS})
-			if err := f.g.Replant(plant); err != nil {
-				t.Fatal(err)
-			}
-			f.resume(Run, Run)
-			f.pause()
-			return errors.Join(f.e.Close(), f.g.Detach()) == nil
-		})
-		k.left, k.after = math.MaxInt, nil // what is left of it does not count
-		if done {
-			if calls < 100 {
-				t.Errorf("all is done after %d calls", calls)
-			}
-			k.release()
-			return
-		}
-		k.release()
-		where := fmt.Sprintf("killed at call %d", calls)
-		if left, err := guest.OpenLedger(f.ledger); err == nil {
-			rescuer := &killer{Transport: f.x.Transport(), left: math.MaxInt, after: live}
-			host, err := xen.NewHost(rescuer)
-			if err := Recover(check(t, host, err), left, slog.New(slog.DiscardHandler)); err != nil {
-				t.Fatalf("%s: %v", where, err)
-			}
-			rescuer.release()
-		}
-		if string(f.text) != text || f.d.Pauses() != 0 || f.d.Debugged {
-			t.Fatalf("%s: text as before %v, %d pauses, debugging %v", where, string(f.text) == text, f.d.Pauses(), f.d.Debugged)
-		}
-		for n := range lived {
-			c := &f.d.VCPU(n).Context
-			if c.RBX != lived[n] || f.d.OwnPauses(n) != 0 || c.Traps != traps || c.RFLAGS&x86.RFLAGSTF != 0 {
-				t.Fatalf("%s: vCPU %d has run %d times and says %d, %d pauses, traps as before %v, rflags %#x",
-					where, n, lived[n], c.RBX, f.d.OwnPauses(n), c.Traps == traps, c.RFLAGS)
-			}
+		if calls < 100 {
+			t.Errorf("%d pauses of others: all is done after %d calls", pauses, calls)
 		}
 	}
+}
+
+// killedGDBSX kills a server of a domain that others have paused, and tells whether it
+// was still at work then.
+func killedGDBSX(t *testing.T, pauses, calls int) bool {
+	t.Helper()
+	f := newFakePV(t, pauses)
+	text, traps := string(f.text), f.d.VCPU(0).Context.Traps
+	var lived [2]uint64
+	live := func() {
+		for n := range lived {
+			if f.d.Pauses() > 0 || f.d.OwnPauses(n) > 0 {
+				continue
+			}
+			f.x.Do(func() {
+				f.d.VCPU(n).Context.RBX++
+				lived[n]++
+			})
+		}
+	}
+	k := &killer{Transport: f.x.Transport(), left: calls, after: live}
+	done := untilKilled(func() bool {
+		host, err := xen.NewHost(k)
+		f.host = check(t, host, err)
+		f.attachOnly()
+		plant := f.plant(codeAt)
+		f.resume(Run, Run)
+		f.int3(0, codeAt)
+		f.wait(true)
+		f.pause(Stop{VCPU: 0, Trap: Breakpoint})
+		if err := f.g.Lift(plant); err != nil {
+			t.Fatal(err)
+		}
+		f.resume(Step, Stay)
+		f.debug(0, codeAt+1, DR6BS)
+		f.wait(true)
+		f.pause(Stop{VCPU: 0, Trap: Debug, DR6: DR6BS})
+		if err := f.g.Replant(plant); err != nil {
+			t.Fatal(err)
+		}
+		f.resume(Run, Run)
+		f.pause()
+		return errors.Join(f.e.Close(), f.g.Detach()) == nil
+	})
+	k.left, k.after = math.MaxInt, nil // what is left of it does not count
+	k.release()
+	if done {
+		return false
+	}
+	where := fmt.Sprintf("%d pauses of others, killed at call %d", pauses, calls)
+	if left, err := guest.OpenLedger(f.ledger); err == nil {
+		rescuer := &killer{Transport: f.x.Transport(), left: math.MaxInt, after: live}
+		host, err := xen.NewHost(rescuer)
+		if err := Recover(check(t, host, err), left, slog.New(slog.DiscardHandler)); err != nil {
+			t.Fatalf("%s: %v", where, err)
+		}
+		rescuer.release()
+	}
+	if string(f.text) != text || f.d.Pauses() < pauses || f.d.Pauses() > 2*pauses || f.d.Debugged {
+		t.Fatalf("%s: text as before %v, %d pauses, debugging %v", where, string(f.text) == text, f.d.Pauses(), f.d.Debugged)
+	}
+	if f.d.Pauses() > pauses { // the last that was made to count them
+		if err := f.x.Host().Unpause(3); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n := range lived {
+		c := &f.d.VCPU(n).Context
+		if c.RBX != lived[n] || f.d.OwnPauses(n) != 0 || c.Traps != traps || c.RFLAGS&x86.RFLAGSTF != 0 {
+			t.Fatalf("%s: vCPU %d has run %d times and says %d, %d pauses, traps as before %v, rflags %#x",
+				where, n, lived[n], c.RBX, f.d.OwnPauses(n), c.Traps == traps, c.RFLAGS)
+		}
+	}
+	return true
 }
 
 // Where the hypervisor cannot do it, the engine says why.

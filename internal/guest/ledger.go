@@ -158,6 +158,9 @@ func (l *Ledger) Engine() uint32 { return l.u32(ledgerEngine) }
 // SetEngine notes which engine is about to change the guest.
 func (l *Ledger) SetEngine(v uint32) { l.putU32(ledgerEngine, v) }
 
+// Others tells whether somebody else had paused the domain before we did.
+func (l *Ledger) Others() bool { return l.u32(ledgerOthers) != 0 }
+
 // Scratch gives a number of the engine's own.
 func (l *Ledger) Scratch() uint64 { return l.u64(ledgerScratch) }
 

@@ -40,7 +40,7 @@ func takeOver(host *xen.Host, ledger *Ledger) (*Guest, error) {
 	// A pause that may or may not be ours: if nobody else had paused the domain,
 	// it is. Otherwise it is left, for a guest that stays paused does less harm
 	// than one that runs against somebody's will.
-	others := ledger.u32(ledgerOthers) != 0
+	others := ledger.Others()
 	switch ledger.pause() {
 	case pausedNow:
 		g.paused = info.Paused
