@@ -46,6 +46,7 @@ type monitor struct {
 	stops    []Stop    // since Resume
 	resumed  time.Time // zero if no frames are mapped
 
+	lookedAfter          time.Time    // when it was last looked whether a vCPU is at the guard
 	guard                *guest.Plant // the jump in the handler of int3
 	reported, unreported bool         // int3 is, or is not
 }
@@ -387,8 +388,8 @@ func (e *monitor) Wait(ctx context.Context) error {
 			continue
 		}
 		limit := domainCheck
-		if !e.resumed.IsZero() {
-			limit = briefly
+		if e.ring != nil {
+			limit = pollMost // for what is planted is to go as soon as the domain shuts down
 		}
 		signalled, err := e.signal(ctx, limit)
 		if err != nil {
@@ -403,25 +404,32 @@ func (e *monitor) Wait(ctx context.Context) error {
 				return err
 			}
 		}
+		if err := e.ended(); err != nil {
+			return err
+		}
+		if time.Since(e.lookedAfter) < briefly {
+			continue
+		}
+		e.lookedAfter = time.Now()
 		if trapped, err := e.trapped(); err != nil {
 			return err
 		} else if trapped {
 			return e.giveUp()
 		}
-		if gone, err := e.gone(); gone || err != nil {
-			return cmp.Or(err, xen.ErrNoDomain)
-		}
 	}
 }
 
-// gone tells whether the domain is, or is about to be: what is mapped of it keeps
-// it from being gone.
-func (e *monitor) gone() (bool, error) {
+// ended tells how the domain has ended, if it has. One that is dying is gone: what is
+// mapped of it keeps it from being so.
+func (e *monitor) ended() error {
 	info, err := e.g.Info()
-	if errors.Is(err, xen.ErrNoDomain) {
-		return true, nil
+	switch {
+	case err == nil && info.Dying:
+		return xen.ErrNoDomain
+	case err == nil && info.Shutdown:
+		return ErrShutDown
 	}
-	return info.Dying, err
+	return err
 }
 
 // signal waits until the ring may have something, or for a while.
@@ -846,7 +854,7 @@ func (e *monitor) landed(n int) (bool, error) {
 // Close implements Engine.
 func (e *monitor) Close() error {
 	err := e.close()
-	if gone, _ := e.gone(); gone {
+	if errors.Is(e.ended(), xen.ErrNoDomain) {
 		if e.ring != nil {
 			_ = e.shut() // as far as it goes: there is nobody to have it back
 		}

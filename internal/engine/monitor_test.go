@@ -534,6 +534,21 @@ func TestMonitorDebugRegisters(t *testing.T) {
 	f.detach(nops)
 }
 
+// A domain that shuts down, to be saved perhaps, is told of while it still has what is
+// planted in it.
+func TestMonitorShutDown(t *testing.T) {
+	f := newMonitored(t, xentest.Config{}, 2, nops)
+	f.plant(text + 4)
+	f.resume(Run, Run)
+	f.d.Crash()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if err := f.e.Wait(ctx); !errors.Is(err, ErrShutDown) {
+		t.Errorf("Wait gives %v, want ErrShutDown", err)
+	}
+	f.detach(nops)
+}
+
 // A domain that dies is let go.
 func TestMonitorDomainDies(t *testing.T) {
 	for name, die := range map[string]func(f *monitored){
