@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"sync"
 
 	"gdbserver-xen/x86"
 	"gdbserver-xen/xen"
@@ -16,7 +17,7 @@ var ErrReadOnly = errors.New("the hypervisor does not let it be changed from out
 
 // isAMD tells whether HVM and PVH guests run on SVM. Tests put another in its
 // place.
-var isAMD = x86.ThisIsAMD
+var isAMD = sync.OnceValue(x86.ThisIsAMD)
 
 // vcpu is a vCPU with what was read of it since the guest was paused.
 type vcpu struct {
