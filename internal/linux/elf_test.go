@@ -76,8 +76,8 @@ func TestExecutable(t *testing.T) {
 			}{
 				{"leaf", ".text", linuxtest.Function("leaf"), linuxtest.FunctionSize, elf.STT_FUNC, elf.STB_GLOBAL},
 				{"_text", ".text", linuxtest.Base, linuxtest.FunctionSize, elf.STT_FUNC, elf.STB_GLOBAL},
-				{"startup_xen", ".text", linuxtest.Base, 0, elf.STT_FUNC, elf.STB_GLOBAL}, // the second of two names
-				{"linux_banner", ".data.other", got["linux_banner"].Value, 0, elf.STT_OBJECT, elf.STB_GLOBAL},
+				{"startup_xen", ".text", linuxtest.Base, 0, elf.STT_FUNC, elf.STB_GLOBAL},                                   // the second of two names
+				{"__start_orc_unwind", ".data.other", got["__stop_orc_unwind_ip"].Value, 0, elf.STT_OBJECT, elf.STB_GLOBAL}, // so here
 				{"second_variable", ".bss", got["first_variable"].Value + 8, 0xff8, elf.STT_OBJECT, elf.STB_LOCAL},
 				{"runqueues", "ABS", 0x15000, 0, elf.STT_NOTYPE, elf.STB_GLOBAL},
 			} {

@@ -246,7 +246,7 @@ func TestDamaged(t *testing.T) {
 		d := newFakeData(version)
 		btf, _ := d.Lookup("__start_BTF")
 		btfEnd, _ := d.Lookup("__stop_BTF")
-		d.tasks(fakeTasks)
+		d.SetTasks(fakeTasks, fakeStack)
 		d.SetModules(fakeLoaded, linuxtest.Layouts[2].CallEntry(24, -16))
 		d.ring(fakeMessages...)
 		text := d.vmcoreOffsets(ringKeys)

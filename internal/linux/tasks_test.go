@@ -3,7 +3,6 @@ package linux
 import (
 	"encoding/binary"
 	"errors"
-	"slices"
 	"strings"
 	"testing"
 
@@ -14,57 +13,9 @@ import (
 )
 
 // fakeTaskSP is the stack pointer of a task, by its place in the list.
-func fakeTaskSP(i int) uint64 { return fakeStack + 0x200*uint64(i) }
+func fakeTaskSP(i int) uint64 { return fakeStack + linuxtest.TaskStack*uint64(i) }
 
-// tasks makes tasks, with the idle one in front. Those that have the process of one
-// before are its threads.
-func (d *fakeData) tasks(list []Task) {
-	const size, signalSize = 2048, 1112
-	stateKey, cpuKey := "task_struct.__state", "task_struct.thread_info.cpu"
-	if _, ok := d.Offset(stateKey); !ok {
-		stateKey, cpuKey = "task_struct.state", "task_struct.cpu"
-	}
-	idle := d.New(size)
-	d.Symbol("init_task", idle)
-	at := map[int]uint64{0: idle}
-	threads := map[int][]uint64{}
-	var leaders []uint64
-	for i, t := range list {
-		task := d.New(size)
-		if t.Running {
-			d.PutHalf(d.Field(task, "task_struct.on_cpu"), 1)
-		}
-		if t.State != 'X' {
-			d.Put(d.Field(task, "task_struct.stack"), fakeStack)
-		}
-		d.Put(d.Field(task, "task_struct.thread.sp"), fakeTaskSP(i))
-		d.PutHalf(d.Field(task, "task_struct.pid"), uint32(t.ID))
-		d.PutHalf(d.Field(task, "task_struct.tgid"), uint32(t.Process))
-		copy(d.At(d.Field(task, "task_struct.comm"))[:nameSize], t.Name)
-		if t.Kernel {
-			d.PutHalf(d.Field(task, "task_struct.flags"), kernelThread|0x40)
-		}
-		state := map[byte]uint32{'R': 0, 'S': 0x1, 'D': 0x102, 'T': 4, 't': 8, 'I': stateIdle}
-		d.PutHalf(d.Field(task, stateKey), state[t.State])
-		d.PutHalf(d.Field(task, "task_struct.exit_state"), map[byte]uint32{'Z': 0x20, 'X': 0x10}[t.State])
-		d.PutHalf(d.Field(task, cpuKey), uint32(t.CPU))
-		d.Put(d.Field(task, "task_struct.real_parent"), at[t.Parent])
-		threads[t.Process] = append(threads[t.Process], d.Field(task, "task_struct.thread_node"))
-		if t.ID == t.Process {
-			at[t.ID] = task
-			leaders = append(leaders, d.Field(task, "task_struct.tasks"))
-			d.Put(d.Field(task, "task_struct.signal"), d.New(signalSize))
-		}
-	}
-	d.Link(d.Field(idle, "task_struct.tasks"), leaders...)
-	d.Put(d.Field(idle, "task_struct.real_parent"), idle)
-	for process, entries := range threads {
-		signal := binary.LittleEndian.Uint64(d.At(d.Field(at[process], "task_struct.signal")))
-		d.Link(d.Field(signal, "signal_struct.thread_head"), entries...)
-	}
-}
-
-var fakeTasks = []Task{
+var fakeTasks = []linuxtest.Task{
 	{ID: 1, Process: 1, State: 'S', Name: "init"},
 	{ID: 2, Process: 2, State: 'S', Name: "kthreadd", Kernel: true},
 	{ID: 17, Process: 17, Parent: 2, State: 'I', CPU: 1, Name: "kworker/1:0H-ev", Kernel: true},
@@ -77,18 +28,24 @@ var fakeTasks = []Task{
 }
 
 func TestTasks(t *testing.T) {
-	want := slices.Clone(fakeTasks)
+	var want []Task
+	for _, t := range fakeTasks {
+		want = append(want, Task{
+			ID: t.ID, Process: t.Process, Parent: t.Parent, State: t.State, CPU: t.CPU,
+			Name: t.Name, Kernel: t.Kernel, Running: t.Running,
+		})
+	}
 	want[len(want)-1].Name = "escape ?"
 	for version := range linuxtest.Structs {
 		d := newFakeData(version)
 		d.Kernel.offsets = nil
-		d.tasks(fakeTasks)
+		d.SetTasks(fakeTasks, fakeStack)
 		got, err := d.Tasks(d.Mem)
 		if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Task{})); diff != "" || err != nil {
 			t.Errorf("%s: %v (-want +got):\n%s", version, err, diff)
 		}
 	}
-	if got := fakeTasks[1].Title() + fakeTasks[3].Title(); got != "[kthreadd]server" {
+	if got := want[1].Title() + want[3].Title(); got != "[kthreadd]server" {
 		t.Errorf("got %s", got)
 	}
 }
@@ -112,7 +69,7 @@ func TestStateLetter(t *testing.T) {
 // A list that does not lead back to its head ends all the same.
 func TestTasksLoop(t *testing.T) {
 	d := newFakeData("6.1")
-	d.tasks(fakeTasks)
+	d.SetTasks(fakeTasks, fakeStack)
 	idle, _ := d.Lookup("init_task")
 	first := binary.LittleEndian.Uint64(d.At(d.Field(idle, "task_struct.tasks")))
 	second := binary.LittleEndian.Uint64(d.At(first))
@@ -135,7 +92,7 @@ func TestTaskStacks(t *testing.T) {
 		d := newFakeData(version)
 		k.symbols = append(k.symbols, d.symbols...)
 		d.Kernel = k
-		d.tasks(fakeTasks)
+		d.SetTasks(fakeTasks, fakeStack)
 		stack := linuxtest.Space{Addr: fakeStack, Bytes: make([]byte, 2*pageSize)}
 		put := func(addr, v uint64) { binary.LittleEndian.PutUint64(stack.Bytes[addr-fakeStack:], v) }
 		for i := range fakeTasks {
@@ -185,7 +142,7 @@ func FuzzTasks(f *testing.F) {
 		f.Add(uint64(i), []byte{1, 2, 3, 4, 5}[:i])
 	}
 	d := newFakeData("6.1")
-	d.tasks(fakeTasks)
+	d.SetTasks(fakeTasks, fakeStack)
 	f.Fuzz(func(t *testing.T, seed uint64, changes []byte) {
 		d.damage(seed, changes, func(k *Kernel, mem Memory) {
 			tasks, _ := k.Tasks(mem)

@@ -13,6 +13,7 @@ import (
 type Data struct {
 	Mem    Space
 	Loaded Space // modules
+	Apart  bool  // what is made from now on has pages of its own, each piece
 
 	symbol  func(name string, addr uint64) // is told of variables
 	structs map[string]structure
@@ -79,8 +80,13 @@ func (d *Data) Offset(key string) (v uint64, ok bool) {
 
 // New gives memory that is zero.
 func (d *Data) New(size int) uint64 {
+	align := 64
+	if d.Apart {
+		align = pageSize
+	}
+	d.Mem.Bytes = padded(d.Mem.Bytes, align)
 	at := d.Mem.Addr + uint64(len(d.Mem.Bytes))
-	d.Mem.Bytes = append(d.Mem.Bytes, make([]byte, alignUp(size, 64))...)
+	d.Mem.Bytes = padded(append(d.Mem.Bytes, make([]byte, size)...), align)
 	return at
 }
 

@@ -110,7 +110,7 @@ type Symbol struct {
 }
 
 // Image makes a kernel's image, which knows variables beside its own, all of them behind
-// it.
+// it. Its code, its ORC tables, its banner with its notes, and kallsyms each begin a page.
 func Image(l Layout, variables ...Symbol) Space {
 	const count = 1300
 	type sym struct {
@@ -166,11 +166,12 @@ func Image(l Layout, variables ...Symbol) Space {
 		entries = append(entries, e[:]...)
 	}
 	entriesAt := orcAt + uint64(len(ips))
-	bannerAt := entriesAt + uint64(len(entries))
+	entriesEnd := entriesAt + uint64(len(entries))
+	bannerAt := orcAt + uint64(alignUp(len(ips)+len(entries), pageSize))
 	banner := "Linux version " + l.Version + " (someone@somewhere) #1\n\x00"
 	list = append(list,
 		sym{orcAt, "R__start_orc_unwind_ip"}, sym{entriesAt, "R__stop_orc_unwind_ip"},
-		sym{entriesAt, "R__start_orc_unwind"}, sym{bannerAt, "R__stop_orc_unwind"}, sym{bannerAt, "Rlinux_banner"})
+		sym{entriesAt, "R__start_orc_unwind"}, sym{entriesEnd, "R__stop_orc_unwind"}, sym{bannerAt, "Rlinux_banner"})
 	notesAt := bannerAt + uint64(alignUp(len(banner), 4))
 	notes := []byte("\x04\x00\x00\x00\x02\x00\x00\x00\x01\x00\x00\x00Xen\x00\x01\x02\x00\x00") // padded to words
 	notes = append(notes, "\x04\x00\x00\x00\x14\x00\x00\x00\x03\x00\x00\x00GNU\x00"...)
@@ -188,11 +189,10 @@ func Image(l Layout, variables ...Symbol) Space {
 		copy(image[Function(name)-Base:], code)
 	}
 	image = append(image, ips...)
-	image = append(image, entries...)
-	image = append(image, banner...)
-	image = append(image, make([]byte, int(notesAt-bannerAt)-len(banner))...)
-	image = append(image, notes...)
-	align := func() { image = append(image, make([]byte, alignUp(len(image), 8)-len(image))...) }
+	image = padded(append(image, entries...), pageSize)
+	image = padded(append(image, banner...), 4)
+	image = padded(append(image, notes...), pageSize)
+	align := func() { image = padded(image, 8) }
 	word := func(v uint64) { align(); image = binary.LittleEndian.AppendUint64(image, v) }
 
 	addresses := func() {
@@ -254,6 +254,5 @@ func Image(l Layout, variables ...Symbol) Space {
 	if l.behind {
 		addresses()
 	}
-	image = append(image, make([]byte, alignUp(len(image), pageSize)-len(image))...)
-	return Space{Base, image}
+	return Space{Base, padded(image, pageSize)}
 }

@@ -35,3 +35,8 @@ func (s Spaces) Read(addr uint64, p []byte) (int, error) {
 const pageSize = 4096
 
 func alignUp(n, to int) int { return (n + to - 1) &^ (to - 1) }
+
+// padded adds zeros up to a whole number of pieces of a size.
+func padded(b []byte, size int) []byte {
+	return append(b, make([]byte, alignUp(len(b), size)-len(b))...)
+}
