@@ -25,11 +25,11 @@ import (
 	"gdbserver-xen/rsp/rsptest"
 )
 
-// filesOfGuest are the files of a guest with a kernel that has modules.
+// filesOfGuest are the files of a guest with a kernel that has modules. It is no domain,
+// in which nothing that a test changes in the kernel's data would show.
 type filesOfGuest struct {
 	kernelFiles
-	image linuxtest.Space
-	data  *linuxtest.Data
+	*fakeKernel
 	said  bytes.Buffer // the log
 	reads int          // of the guest's memory
 }
@@ -37,36 +37,19 @@ type filesOfGuest struct {
 // Read reads the guest's memory.
 func (g *filesOfGuest) Read(addr uint64, p []byte) (int, error) {
 	g.reads++
-	return linuxtest.Spaces{g.image, g.data.Mem, g.data.Loaded}.Read(addr, p)
+	return g.spaces().Read(addr, p)
 }
-
-var layout61 = linuxtest.Layouts[2]
 
 // newFilesOfGuest makes a guest with modules.
 func newFilesOfGuest(t *testing.T, modules ...linuxtest.Module) *filesOfGuest {
 	t.Helper()
-	g := &filesOfGuest{}
-	var symbols []linuxtest.Symbol
-	g.data = linuxtest.NewData("6.1", func(name string, addr uint64) {
-		symbols = append(symbols, linuxtest.Symbol{Addr: addr, Name: name})
-	})
-	g.load(modules...)
-	g.image = linuxtest.Image(layout61, symbols...)
-	k, err := linux.Find(g, linuxtest.Function("leaf"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	k.ReadTypes(g)
+	g := &filesOfGuest{fakeKernel: newFakeKernel(t, modules...)}
+	g.k.ReadTypes(g)
 	g.kernelFiles = kernelFiles{
 		log:  slog.New(slog.NewTextHandler(&g.said, nil)),
-		find: func() (*linux.Kernel, linux.Memory, error) { return k, g, nil },
+		find: func() (*linux.Kernel, linux.Memory, error) { return g.k, g, nil },
 	}
 	return g
-}
-
-// load makes the guest have modules, and none that it had.
-func (g *filesOfGuest) load(modules ...linuxtest.Module) {
-	g.data.SetModules(modules, layout61.CallEntry(24, -16))
 }
 
 // live is a module that runs.
