@@ -106,6 +106,7 @@ func TestRunControl(t *testing.T) {
 		want := []string{
 			`hit Breakpoint 1, hrtimer_nanosleep \(rqtp=\d+, mode=HRTIMER_MODE_REL`,
 			`#0  hrtimer_nanosleep`, `#\d+ .*do_syscall_64`, `\$1 = [01]`,
+			`\n\d+\t`, `\n\d+\t`, `\n\w+ \(.*\) at \S+:\d+\n`, // lines of the source, and a caller
 			fmt.Sprintf(`stepped %d times on one vCPU, to \d\d+ places`, steps),
 			`Thread 2 "vCPU 1" hit Temporary breakpoint 2, hrtimer_nanosleep`,
 			`=> 0x\w+ <hrtimer_nanosleep>:\s+(nop[lw]|data16)`, // one NOP, which compilers write in many ways

@@ -99,10 +99,13 @@ func TestKASLR(t *testing.T) {
 
 	s = attach(t, h, g)
 	out = s.gdb("-ex", "thread apply all bt", "-ex", "p/x &init_task", "-ex", "p init_task.comm", "-ex", "x/s linux_banner",
+		"-ex", "tbreak hrtimer_nanosleep", "-ex", "continue",
+		"-ex", fmt.Sprintf("python exec(%q)", stepScript), "-ex", "python step(30)",
 		"-ex", "hbreak hrtimer_nanosleep", "-ex", "continue", "-ex", "delete", "-ex", "watch jiffies_64", "-ex", "continue", "-ex", "detach", vmlinux)
 	s.exit()
 	expect(t, out, `#[1-9]\d* .* at \S+:\d+`, `\$1 = `+address+`\n`, `\$2 = "swapper/0`, banner,
-		`hit Breakpoint 1, hrtimer_nanosleep \(rqtp=\d+`, `hit Hardware watchpoint 2: jiffies_64\n\nOld value = \d+\nNew value = \d+`)
+		`hit Temporary breakpoint 1, hrtimer_nanosleep \(rqtp=\d+`, `stepped 30 times on one vCPU, to \d\d places`,
+		`hit Breakpoint 2, hrtimer_nanosleep \(rqtp=\d+`, `hit Hardware watchpoint 3: jiffies_64\n\nOld value = \d+\nNew value = \d+`)
 
 	// gdb moves no file that it loads later, but can be told how far: so it is.
 	s = attach(t, h, g)
