@@ -50,6 +50,13 @@ func eachKind(run func(name string, cfg lab.Config, kind lab.Kind)) {
 	}
 }
 
+// eachKindHere runs a test for each kind of guest on the default release only.
+func eachKindHere(t *testing.T, test func(t *testing.T, h *lab.Host, kind lab.Kind)) {
+	for _, kind := range controlled {
+		t.Run(string(kind), func(t *testing.T) { test(t, host(t, machine), kind) })
+	}
+}
+
 // eachLinux runs a test on each kind of guest on each release of Xen, whose Linux is
 // its own.
 func eachLinux(t *testing.T, guest lab.GuestConfig, test func(t *testing.T, h *lab.Host, g *lab.Guest)) {

@@ -70,7 +70,15 @@ func (before ownTraps) worksOn(t *testing.T, g *lab.Guest, when string) ownTraps
 	if d := (now.inside - before.inside) - (now.entry - before.entry); d < -underway || d > underway {
 		t.Errorf("%s: from %+v to %+v: the probe by int3 has not been hit as often as the other", when, before, now)
 	}
-	if now.missed != before.missed || now.others != 0 || now.steps != 6*now.breaks {
+	steps, others := now.steps, now.others
+	if g.Config().Kind != lab.PV {
+		// On AMD's processors Xen has RFLAGS.TF say that a #DB is a step's, which the
+		// last step of a round takes away. DR6 says so too only if the vCPU has read it
+		// since it was scheduled last (svm_inject_event, svm_save_dr): without a
+		// debugger too.
+		steps, others = steps+others, 0
+	}
+	if now.missed != before.missed || others != 0 || steps != 6*now.breaks {
 		t.Errorf("%s: from %+v to %+v: traps were lost", when, before, now)
 	}
 	return now
@@ -82,9 +90,10 @@ const falseCondition = ";X3,220027"
 // A guest's kprobes, and a program in it that traps itself, do not notice a
 // debugger whose breakpoint is hit all the time, nor one that steps, nor a
 // breakpoint right at a kprobe's int3.
-func TestOwnTraps(t *testing.T) {
-	h := host(t, machine)
-	g := labtest.Guest(t, h, lab.GuestConfig{Cmdline: "work=traps"})
+func TestOwnTraps(t *testing.T) { eachKindHere(t, ownTrapsWorkOn) }
+
+func ownTrapsWorkOn(t *testing.T, h *lab.Host, kind lab.Kind) {
+	g := labtest.Guest(t, h, lab.GuestConfig{Kind: kind, MemoryMB: 128, Cmdline: "work=traps"})
 	counts := readOwnTraps(t, g).worksOn(t, g, "before")
 
 	s := attach(t, h, g)
