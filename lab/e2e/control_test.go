@@ -213,12 +213,7 @@ func TestFalseCondition(t *testing.T) {
 		for kept < times {
 			before := kept
 			c.runs(func() { time.Sleep(5 * time.Second) })
-			said := c.monitor("stats")
-			_, line, _ := strings.Cut(said, "hits ")
-			if _, err := fmt.Sscanf(strings.TrimSpace(line), "%d, %d of them", &hits, &kept); err != nil {
-				t.Fatalf("%q: %v", said, err)
-			}
-			if kept == before {
+			if hits, kept = c.hits(); kept == before {
 				t.Fatal("no hit in 5 seconds")
 			}
 		}
@@ -237,6 +232,17 @@ func TestFalseCondition(t *testing.T) {
 		c.want("D", "OK")
 		s.exit()
 	})
+}
+
+// hits gives how often breakpoints were hit, and how often nobody was told.
+func (c *client) hits() (all, kept int) {
+	c.t.Helper()
+	said := c.monitor("stats")
+	_, line, _ := strings.Cut(said, "hits ")
+	if _, err := fmt.Sscanf(strings.TrimSpace(line), "%d, %d of them", &all, &kept); err != nil {
+		c.t.Fatalf("%q: %v", said, err)
+	}
+	return all, kept
 }
 
 // dprintf prints from the server, and nothing stops.
@@ -345,28 +351,85 @@ func TestStepIntoKernel(t *testing.T) {
 	})
 }
 
-// The interrupt gets through to a guest in user mode, an idle one, and one that
-// hits a breakpoint whose condition is false all the time.
+// The interrupt gets through to an idle guest, one in user mode, one that hits a
+// breakpoint whose condition is false all the time, and one that spins in its kernel
+// with interrupts masked.
 func TestInterrupts(t *testing.T) {
-	for _, work := range []string{"idle", "busy", "sleep"} {
-		t.Run(work, func(t *testing.T) {
-			h, g := shared(t, machine, work)
-			s := attach(t, h, g)
-			c := s.dial()
-			if work == "sleep" { // X: const8 0, end
-				c.want(fmt.Sprintf("Z0,%x,1;X3,220027", symbolAddress(t, h, "hrtimer_nanosleep")), "OK")
-			}
-			var times []time.Duration
-			for range 10 {
-				times = append(times, c.interruptAfter(200*time.Millisecond))
-			}
-			slices.Sort(times)
-			t.Logf("from interrupt to stop reply: median %v, most %v", times[5], times[9])
-			c.want("D", "OK")
-			s.exit()
-			ticks(t, g)
-			healthy(t, g)
-		})
+	t.Run("idle", func(t *testing.T) { // TestContinueAndInterrupt does so to other kinds
+		h, g := idle(t, machine)
+		interrupts(t, h, g, func(*client) func() { return func() {} })
+	})
+	eachKindHere(t, func(t *testing.T, h *lab.Host, kind lab.Kind) {
+		g := labtest.Guest(t, h, lab.GuestConfig{Kind: kind, MemoryMB: 128, Cmdline: "work=busy"})
+		for _, tt := range []struct {
+			name    string
+			prepare func(c *client) (undo func())
+		}{
+			{"in user mode", func(*client) func() { return func() {} }},
+			{"at a false condition", func(c *client) func() {
+				place := fmt.Sprintf("0,%x,1", symbolAddress(c.t, h, "hrtimer_interrupt"))
+				c.want("Z"+place+falseCondition, "OK")
+				return func() {
+					if hits, kept := c.hits(); kept < 10 || hits != kept {
+						c.t.Errorf("%d hits, the condition was false %d times", hits, kept)
+					}
+					c.want("z"+place, "OK")
+				}
+			}},
+			{"masked", func(c *client) func() { return c.spinMasked(h, kind) }},
+		} {
+			t.Run(tt.name, func(t *testing.T) { interrupts(t, h, g, tt.prepare) })
+		}
+	})
+}
+
+// interrupts interrupts a guest many times, after it was prepared and before that is
+// undone, and tells how long that takes.
+func interrupts(t *testing.T, h *lab.Host, g *lab.Guest, prepare func(c *client) (undo func())) {
+	t.Helper()
+	s := attach(t, h, g)
+	c := s.dial()
+	undo := prepare(c)
+	var times []time.Duration
+	for range 10 {
+		times = append(times, c.interruptAfter(200*time.Millisecond))
+	}
+	slices.Sort(times)
+	t.Logf("from interrupt to stop reply: median %v, most %v", times[5], times[9])
+	undo()
+	c.want("D", "OK")
+	s.exit()
+	ticks(t, g)
+	healthy(t, g)
+}
+
+// spinMasked makes each vCPU of a guest spin where its next timer interrupt comes to.
+// undo checks that one does so, with interrupts masked.
+func (c *client) spinMasked(h *lab.Host, kind lab.Kind) (undo func()) {
+	c.t.Helper()
+	at := symbolAddress(c.t, h, "hrtimer_interrupt")
+	c.want(fmt.Sprintf("Z0,%x,1", at), "OK")
+	thread := stopThread(c.t, c.resume("vCont;c"))
+	c.want(fmt.Sprintf("z0,%x,1", at), "OK")
+	before := c.read(at, 2)
+	c.want(fmt.Sprintf("M%x,2:ebfe", at), "OK") // a jump to itself
+	return func() {
+		c.t.Helper()
+		c.want("Hg"+thread, "OK")
+		regs := registers(c)
+		if regs["rip"] != at {
+			c.t.Errorf("%s is at %#x, not in the loop at %#x", thread, regs["rip"], at)
+		}
+		masked := regs["eflags"]&(1<<9) == 0
+		if kind == lab.PV { // whose events are masked in struct vcpu_info
+			const upcallMask = 1
+			info := c.word(regs["gs_base"] + symbolAddress(c.t, h, "xen_vcpu"))
+			masked = c.read(info+upcallMask, 1)[0] != 0
+		}
+		if !masked {
+			c.t.Errorf("%s spins with interrupts enabled", thread)
+		}
+		c.want(fmt.Sprintf("M%x,2:%x", at, before), "OK")
 	}
 }
 
