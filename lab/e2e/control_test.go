@@ -125,25 +125,88 @@ func TestRunControl(t *testing.T) {
 	})
 }
 
+// countingProbe has a guest's kernel count, by a kprobe that ftrace serves, how often
+// each of its CPUs comes through do_nanosleep. hrtimer_nanosleep calls that once, and
+// does not sleep before.
+const (
+	countingProbe  = "kprobe_event=p:own," + probedFunction
+	probedFunction = "do_nanosleep"
+)
+
+// probeCounters gives the addresses of what the kernel counts by countingProbe, one
+// for each CPU.
+func probeCounters(t *testing.T, h *lab.Host, g *lab.Guest, c *client) []uint64 {
+	t.Helper()
+	// struct trace_kprobe begins with the link of the list, and has
+	//	unsigned long __percpu *nhit;
+	//	const char *symbol;
+	// behind what the same name is in too. Its size is the kernel's affair.
+	const most = 512
+	probe := c.word(symbolAddress(t, h, "dyn_event_list"))
+	word := func(i int) uint64 { return c.word(probe + 8*uint64(i)) }
+	i := most/8 - 1
+	for ; i > 0 && string(c.read(word(i), len(probedFunction)+1)) != probedFunction+"\x00"; i-- {
+	}
+	if i == 0 {
+		t.Fatal("the guest has no kprobe")
+	}
+	var counters []uint64
+	for cpu := range g.Config().VCPUs {
+		counters = append(counters, word(i-1)+c.word(symbolAddress(t, h, "__per_cpu_offset")+8*uint64(cpu)))
+	}
+	return counters
+}
+
+// sameHits compares how often each vCPU was told to have hit a breakpoint at
+// hrtimer_nanosleep with what the guest's kernel has counted. A vCPU may be on its
+// way from one to the other, at the first stop and at the last. It may have passed
+// without a breakpoint a number of times.
+func sameHits(t *testing.T, told, counted []int, passed int) {
+	t.Helper()
+	for vcpu, n := range counted {
+		if d := n - told[vcpu]; d < -1 || d > 1+passed {
+			t.Errorf("vCPU %d: %d hits were told, the guest has counted %d", vcpu, told[vcpu], n)
+		}
+	}
+	t.Logf("hits told by vCPU: %v, counted by the guest: %v, of which %d may have passed", told, counted, passed)
+}
+
 // A breakpoint that both vCPUs come to all the time is hit by both, and each hit
 // is told once: as often as the guest counts them itself.
 func TestHits(t *testing.T) {
 	hits := scaled(t, 100, 200)
-	eachControlled(t, lab.GuestConfig{Cmdline: "work=sleep"}, func(t *testing.T, h *lab.Host, g *lab.Guest) {
+	eachControlled(t, lab.GuestConfig{Cmdline: "work=sleep " + countingProbe}, func(t *testing.T, h *lab.Host, g *lab.Guest) {
 		s := attach(t, h, g)
+		c := s.dial()
+		counters := probeCounters(t, h, g, c)
+		c.want("D", "OK") // counters stay where they are
+		s.exit()
+		s = attach(t, h, g)
 		count := fmt.Sprintf(`import collections
-hits = collections.Counter()
+def counted(): return [int(gdb.parse_and_eval("*(long *)%%#x" %% a)) for a in (%d, %d)]
+hits, before, together = collections.Counter(), counted(), 0
 for i in range(%d):
-  gdb.execute("continue", to_string=True)
+  together += gdb.execute("continue", to_string=True).count("could not finish its step alone")
   hits[gdb.selected_thread().num, gdb.selected_frame().name()] += 1
-for k in sorted(hits): print("hits:", *k, hits[k])`, hits)
+for k in sorted(hits): print("hits:", *k, hits[k])
+print("counted:", *[now - was for now, was in zip(counted(), before)])
+print("together:", together)`, counters[0], counters[1], hits)
 		out := s.gdb("-ex", "break hrtimer_nanosleep", "-ex", fmt.Sprintf("python exec(%q)", count),
 			"-ex", "info breakpoints", "-ex", "detach", symbols(t, h))
-		expect(t, out, `hits: 1 hrtimer_nanosleep \d\d+`, `hits: 2 hrtimer_nanosleep \d\d+`,
-			fmt.Sprintf(`breakpoint already hit %d times`, hits))
-		if n := strings.Count(out, "hits: "); n != 2 {
-			t.Errorf("gdb stopped elsewhere too:\n%s", out)
+		told, counted, together := make([]int, 2), make([]int, 2), 0
+		_, report, _ := strings.Cut(out, "hits: ") // of a stop elsewhere too, if there was one
+		if _, err := fmt.Sscanf(report, "1 hrtimer_nanosleep %d\nhits: 2 hrtimer_nanosleep %d\ncounted: %d %d\ntogether: %d",
+			&told[0], &told[1], &counted[0], &counted[1], &together); err != nil {
+			t.Fatalf("gdb does not stop where it should, and only there: %v\n%s", err, out)
 		}
+		expect(t, out, fmt.Sprintf(`breakpoint already hit %d times`, hits))
+		if told[0] < 10 || told[1] < 10 {
+			t.Errorf("got %d hits of the vCPUs", told)
+		}
+		// gdb takes its breakpoint away to step off it. If the others have to run for
+		// that, they pass where it was.
+		const passes = 3
+		sameHits(t, told, counted, together*passes)
 		s.exit()
 	})
 }

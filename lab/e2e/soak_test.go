@@ -43,15 +43,25 @@ const textSize = 2 << 20
 var soakConfig = lab.GuestConfig{VCPUs: 4, Cmdline: "work=load nowatchdog rcupdate.rcu_cpu_stall_suppress=1"}
 
 // Hits on code that all vCPUs run all the time, and steps, lose nothing and leave
-// no trace.
+// no trace: the guest counts as many hits itself.
 func TestSoak(t *testing.T) {
 	hits, steps := scaled(t, 200, 20000), scaled(t, 200, 20000)
-	eachControlled(t, soakConfig, func(t *testing.T, h *lab.Host, g *lab.Guest) {
+	guest := soakConfig
+	guest.Cmdline += " " + countingProbe
+	eachControlled(t, guest, func(t *testing.T, h *lab.Host, g *lab.Guest) {
 		s := attach(t, h, g)
 		c := s.dial()
+		counters := probeCounters(t, h, g, c)
+		counted := func() (n []int) {
+			for _, at := range counters {
+				n = append(n, int(c.word(at)))
+			}
+			return n
+		}
 		text := c.read(textStart, textSize)
 		at := symbolAddress(t, h, "hrtimer_nanosleep")
 		c.want(fmt.Sprintf("Z0,%x,1", at), "OK")
+		before := counted()
 		begin := time.Now()
 		byThread := map[string]int{}
 		for range hits {
@@ -62,6 +72,12 @@ func TestSoak(t *testing.T) {
 			byThread[stopThread(t, stop)]++
 		}
 		hitTime := time.Since(begin) / time.Duration(hits)
+		told, now := make([]int, len(counters)), counted()
+		for vcpu := range told {
+			told[vcpu] = byThread[fmt.Sprintf("p%x.%x", g.ID(), vcpu+1)]
+			now[vcpu] -= before[vcpu]
+		}
+		sameHits(t, told, now, 0)
 		c.want(fmt.Sprintf("z0,%x,1", at), "OK")
 		begin = time.Now()
 		threads := []string{}
