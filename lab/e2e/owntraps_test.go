@@ -6,6 +6,7 @@ package e2e
 import (
 	"encoding/hex"
 	"fmt"
+	"math/rand/v2"
 	"regexp"
 	"strconv"
 	"strings"
@@ -22,11 +23,12 @@ type ownTraps struct {
 	missed        int // hits of either that were not handled
 	breaks, steps int // signals of a program that traps itself
 	others        int // signals that it has not asked for
+	writes        int // that a hardware breakpoint of its own has seen; QEMU sees some twice
 }
 
 var (
 	probesLine = regexp.MustCompile(`(?m)^probes entry (\d+) (\d+) inside (\d+) (\d+)\r?\n`)
-	trapsLine  = regexp.MustCompile(`(?m)^traps (\d+) (\d+) (\d+)\r?\n`)
+	trapsLine  = regexp.MustCompile(`(?m)^traps (\d+) (\d+) (\d+) (\d+)\r?\n`)
 )
 
 // readOwnTraps gives what the guest has printed last.
@@ -46,13 +48,13 @@ func readOwnTraps(t *testing.T, g *lab.Guest) ownTraps {
 	probes, traps := last(probesLine), last(trapsLine)
 	return ownTraps{
 		entry: probes[0], inside: probes[2], missed: probes[1] + probes[3],
-		breaks: traps[0], steps: traps[1], others: traps[2],
+		breaks: traps[0], steps: traps[1], others: traps[2], writes: traps[3],
 	}
 }
 
 // worksOn checks that the guest's own traps go on, and that none was lost: that
 // the probe by int3 is hit as often as the other one in its function, and that
-// each round of the program has one breakpoint and six steps.
+// each round of the program has one breakpoint, six steps and one write.
 func (before ownTraps) worksOn(t *testing.T, g *lab.Guest, when string) ownTraps {
 	t.Helper()
 	const rounds, underway = 50, 4
@@ -78,7 +80,7 @@ func (before ownTraps) worksOn(t *testing.T, g *lab.Guest, when string) ownTraps
 		// debugger too.
 		steps, others = steps+others, 0
 	}
-	if now.missed != before.missed || others != 0 || steps != 6*now.breaks {
+	if now.missed != before.missed || others != 0 || steps != 6*now.breaks || now.writes < now.breaks {
 		t.Errorf("%s: from %+v to %+v: traps were lost", when, before, now)
 	}
 	return now
@@ -89,7 +91,7 @@ const falseCondition = ";X3,220027"
 
 // A guest's kprobes, and a program in it that traps itself, do not notice a
 // debugger whose breakpoint is hit all the time, nor one that steps, nor a
-// breakpoint right at a kprobe's int3.
+// breakpoint right at a kprobe's int3, nor a watchpoint beside its own.
 func TestOwnTraps(t *testing.T) { eachKindHere(t, ownTrapsWorkOn) }
 
 func ownTrapsWorkOn(t *testing.T, h *lab.Host, kind lab.Kind) {
@@ -133,6 +135,14 @@ func ownTrapsWorkOn(t *testing.T, h *lab.Host, kind lab.Kind) {
 	}
 	t.Logf("200 steps in %v", time.Since(begin).Round(time.Millisecond))
 	c.runs(func() { counts = counts.worksOn(t, g, "after steps") })
+
+	// Nobody writes there, but each stop sets the debug registers of all vCPUs.
+	watch := fmt.Sprintf("2,%x,8", symbolAddress(t, h, "linux_banner"))
+	c.want("Z"+watch, "OK")
+	for range 50 {
+		c.interruptAfter(time.Duration(rand.IntN(20)) * time.Millisecond)
+	}
+	c.runs(func() { counts = counts.worksOn(t, g, "beside a watchpoint") })
 
 	c.want("D", "OK")
 	s.exit()
