@@ -691,13 +691,20 @@ func (e *monitor) clearTF(n int, h hop) error {
 			e.late.forget(n)
 		}
 		if !h.guestTF {
-			err = e.g.Alter(n, func(ctx *xen.VCPUContext) { ctx.RFLAGS &^= x86.RFLAGSTF })
+			// It may have trapped even so, where the event is another's or is lost.
+			err = e.g.Alter(n, takeStep)
 		}
 	}
 	if err == nil {
 		e.g.SetStepping(n, false)
 	}
 	return err
+}
+
+// takeStep takes from a vCPU what makes it step, and what tells that it has.
+func takeStep(ctx *xen.VCPUContext) {
+	ctx.RFLAGS &^= x86.RFLAGSTF
+	ctx.DebugRegs[6] &^= DR6BS
 }
 
 // unplant takes an int3 that ends a step away.
@@ -730,7 +737,7 @@ func (e *monitor) clearLate(n int) error {
 func (e *monitor) takeLate(n, of int) error {
 	e.g.SetStepping(n, true)
 	e.late.forget(of)
-	err := e.g.Alter(n, func(ctx *xen.VCPUContext) { ctx.RFLAGS &^= x86.RFLAGSTF })
+	err := e.g.Alter(n, takeStep)
 	if err == nil {
 		e.g.SetStepping(n, false)
 	}
