@@ -103,52 +103,85 @@ func TestSoak(t *testing.T) {
 	})
 }
 
-// A server that is killed in the middle of run control leaves nothing behind.
+// A parting is how a guest is let go. stop has the client stop at the next stop of
+// the guest.
+type parting struct {
+	name string
+	part func(s *server, c *client, stop func())
+}
+
+// signalled is a parting by a signal to the server.
+func signalled(sig syscall.Signal) parting {
+	return parting{sig.String(), func(s *server, _ *client, _ func()) {
+		if err := s.Signal(sig); err != nil {
+			s.t.Fatal(err)
+		}
+	}}
+}
+
+// A guest that is let go in the middle of run control, in whatever way, has all that
+// it had, and ticks on. Most often the server is killed, which cannot clean up.
 func TestKilledInRunControl(t *testing.T) {
-	rounds := scaled(t, 8, 200)
+	kill := signalled(syscall.SIGKILL)
+	var partings []parting
+	for range scaled(t, 1, 20) {
+		partings = append(partings,
+			signalled(syscall.SIGTERM),
+			signalled(syscall.SIGINT),
+			parting{"lost connection", func(_ *server, c *client, _ func()) { c.Close() }},
+			parting{"detach", func(_ *server, c *client, stop func()) { stop(); c.want("D", "OK") }})
+	}
+	for range scaled(t, 4, 200) {
+		partings = append(partings, kill)
+	}
 	guest := soakConfig
 	guest.Cmdline = strings.Replace(guest.Cmdline, "work=load", "work=sleep", 1) // it is to tick after each
+	guest.MemoryMB = 128                                                         // which is dumped
 	eachControlled(t, guest, func(t *testing.T, h *lab.Host, g *lab.Guest) {
 		at := symbolAddress(t, h, "hrtimer_nanosleep")
 		traps := trapsOf(t, g)
+		sameTraps := func(when string) {
+			t.Helper()
+			for n, now := range trapsOf(t, g) {
+				if now != traps[n] {
+					t.Errorf("%s: traps of vCPU %d are\n%v, were\n%v", when, n, now, traps[n])
+				}
+			}
+		}
 		var before snapshot
-		for round := range rounds {
-			s := attach(t, h, g)
+		times := map[string]int{}
+		for round, p := range partings {
+			s := attach(t, h, g, "--once")
 			c := s.dial()
 			now := takeSnapshot(t, h, g, c)
 			if why := now.differs(before); round > 0 && why != "" {
-				t.Fatalf("round %d: %s", round, why)
+				t.Fatalf("round %d, after %s: %s", round, partings[round-1].name, why)
 			}
 			before = now
 			c.want(fmt.Sprintf("Z0,%x,1", at), "OK")
 			c.want(fmt.Sprintf("Z2,%x,8", symbolAddress(t, h, "init_task")), "OK")
-			dead := make(chan struct{})
-			go func() {
-				defer close(dead)
-				for {
-					c.Post("vCont;c")
-					stop, err := c.Receive()
-					for i := 0; i < 3 && err == nil; i++ {
-						_, thread, _ := strings.Cut(stop, "thread:")
-						thread, _, _ = strings.Cut(thread, ";")
-						c.Post("vCont;s:" + thread)
-						stop, err = c.Receive()
-					}
-					if err != nil {
-						return
-					}
+			enough := make(chan struct{})
+			ended := c.stopsAndSteps(enough)
+			wait := func() {
+				t.Helper()
+				select {
+				case <-ended:
+				case <-time.After(30 * time.Second):
+					t.Fatalf("round %d, %s: the session goes on", round, p.name)
 				}
-			}()
-			time.Sleep(time.Duration(rand.IntN(600)) * time.Millisecond)
-			if err := s.Signal(syscall.SIGKILL); err != nil {
-				t.Fatal(err)
 			}
-			select {
-			case <-dead:
-			case <-time.After(30 * time.Second):
-				t.Fatalf("round %d: the server lives on", round)
+			time.Sleep(time.Duration(rand.IntN(600)) * time.Millisecond)
+			p.part(s, c, func() { close(enough); wait() })
+			wait()
+			if p.name != kill.name {
+				s.exit()
 			}
 			ticks(t, g)
+			times[p.name]++
+			// Trap tables of other kinds are memory, which takes long to dump.
+			if times[p.name] == 1 && g.Config().Kind == lab.PV {
+				sameTraps(p.name)
+			}
 		}
 		s := attach(t, h, g)
 		c := s.dial()
@@ -157,13 +190,43 @@ func TestKilledInRunControl(t *testing.T) {
 		}
 		c.want("D", "OK")
 		s.exit()
-		for n, now := range trapsOf(t, g) {
-			if now != traps[n] {
-				t.Errorf("traps of vCPU %d are\n%v, were\n%v", n, now, traps[n])
+		sameTraps("in the end")
+		t.Logf("let go %d times: %v", len(partings), times)
+	})
+}
+
+// stopsAndSteps lets the guest go on from hit to hit, with three steps after each,
+// until the connection ends or, at a stop, there were enough. ended is closed then.
+func (c *client) stopsAndSteps(enough <-chan struct{}) (ended <-chan struct{}) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		packet := "vCont;c"
+		for i := 1; ; i++ {
+			if c.Post(packet) != nil {
+				return
+			}
+			stop, err := c.Receive()
+			for err == nil && strings.HasPrefix(stop, "O") { // what the server has to say
+				stop, err = c.Receive()
+			}
+			if err != nil {
+				return
+			}
+			select {
+			case <-enough:
+				return
+			default:
+			}
+			packet = "vCont;c"
+			if i%4 != 0 {
+				_, thread, _ := strings.Cut(stop, "thread:")
+				thread, _, _ = strings.Cut(thread, ";")
+				packet = "vCont;s:" + thread
 			}
 		}
-		t.Logf("%d of %d", rounds, rounds)
-	})
+	}()
+	return done
 }
 
 // vcpuTraps is what decides where a vCPU traps to, and when.
