@@ -20,6 +20,9 @@ import (
 func trapped(t *testing.T, h *lab.Host, kind lab.Kind) (g *lab.Guest, s *server, c *client, text []byte) {
 	t.Helper()
 	g = labtest.Guest(t, h, lab.GuestConfig{Kind: kind, MemoryMB: 128, Cmdline: "work=traps sysrq_always_enabled"})
+	// Until then its kernel patches itself for them, which Xen 4.17 takes amiss beside
+	// int3 of ours on a processor that does not tell an instruction's length, as QEMU's.
+	readOwnTraps(t, g)
 	s = attach(t, h, g)
 	c = s.dial()
 	text = c.text(h)
