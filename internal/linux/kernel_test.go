@@ -197,17 +197,24 @@ func TestUnwindStubs(t *testing.T) {
 // An entry from user mode that has pushed all registers, where ORC says that it has
 // not yet.
 func TestUnwindRegistersPushed(t *testing.T) {
-	kernel, k := foundKernel(t, linuxtest.Layouts[2])
+	entry := linuxtest.Function("asm_exc_nmi") + 9
 	stack := linuxtest.Space{Addr: fakeStack, Bytes: make([]byte, pageSize)}
 	binary.LittleEndian.PutUint64(stack.Bytes[regRIP:], 0x401000)
 	binary.LittleEndian.PutUint64(stack.Bytes[regRIP+frameCS:], 0x33)
-	entry := linuxtest.Function("asm_exc_nmi") + 9
-	r := Registers{RIP: entry, RSP: fakeStack}
-	got, err := k.Unwind(linuxtest.Spaces{kernel, stack}, r)
-	if diff := cmp.Diff([]Frame{{RIP: entry}, {RIP: 0x401000, UserMode: true}}, got); diff != "" || err != nil {
-		t.Errorf("%v (-want +got):\n%s", err, diff)
+	for _, code := range [][]byte{movRSPRAX, nop3} {
+		kernel := linuxtest.Image(linuxtest.Layouts[2])
+		copy(kernel.Bytes[entry-linuxtest.Base:], code)
+		k, err := Find(kernel, linuxtest.Function("leaf"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := Registers{RIP: entry, RSP: fakeStack}
+		got, err := k.Unwind(linuxtest.Spaces{kernel, stack}, r)
+		if diff := cmp.Diff([]Frame{{RIP: entry}, {RIP: 0x401000, UserMode: true}}, got); diff != "" || err != nil {
+			t.Errorf("% x: %v (-want +got):\n%s", code, err, diff)
+		}
+		checkFrameInfo(t, k, linuxtest.Spaces{kernel, stack}, r, got)
 	}
-	checkFrameInfo(t, k, linuxtest.Spaces{kernel, stack}, r, got)
 }
 
 // mostDamage bounds what is allocated for a kernel whose tables are damaged, and so

@@ -105,15 +105,20 @@ const (
 	callSize = 5
 )
 
-// movRSPRAX changes to a task's stack.
-var movRSPRAX = []byte{0x48, 0x89, 0xc4}
+// What changes to a task's stack, and what a PV guest has in its place, which is on that
+// already.
+var (
+	movRSPRAX = []byte{0x48, 0x89, 0xc4}
+	nop3      = []byte{0x0f, 0x1f, 0x00}
+)
 
 // changesToTask tells whether code begins with a CALL and what entries have behind
 // that of error_entry. That function has pushed a struct pt_regs, but of the
 // instruction behind it ORC says what holds before the call (idtentry_body in
 // arch/x86/entry/entry_64.S, since Linux 5.19).
 func changesToTask(code []byte) bool {
-	return len(code) > callSize && code[0] == callCode && bytes.HasPrefix(code[callSize:], movRSPRAX)
+	return len(code) > callSize && code[0] == callCode &&
+		(bytes.HasPrefix(code[callSize:], movRSPRAX) || bytes.HasPrefix(code[callSize:], nop3))
 }
 
 // registersPushed tells whether a vCPU is about to execute that instruction.
