@@ -86,42 +86,46 @@ func TestConstants(t *testing.T) {
 		"XEN_DOMINF_debugged":               dominfDebugged,
 		"sizeof(struct vcpu_guest_context)": contextSize,
 
-		"__HYPERVISOR_hvm_op":                           hypercallHVMOp,
-		"__HYPERVISOR_dm_op":                            hypercallDMOp,
-		"XENMEM_populate_physmap":                       memoryPopulatePhysmap,
-		"XENMEM_decrease_reservation":                   memoryDecreaseReservation,
-		"HVM_PARAM_MONITOR_RING_PFN":                    paramMonitorRing,
-		"XEN_VM_EVENT_ENABLE":                           vmEventEnable,
-		"XEN_VM_EVENT_DISABLE":                          vmEventDisable,
-		"XEN_VM_EVENT_RESUME":                           vmEventResume,
-		"XEN_VM_EVENT_GET_VERSION":                      vmEventGetVersion,
-		"XEN_DOMCTL_VM_EVENT_OP_MONITOR":                vmEventMonitor,
-		"XEN_DOMCTL_MONITOR_OP_ENABLE":                  monitorOpEnable,
-		"XEN_DOMCTL_MONITOR_OP_DISABLE":                 monitorOpDisable,
-		"XEN_DOMCTL_MONITOR_OP_GET_CAPABILITIES":        monitorOpGetCapabilities,
-		"XEN_DOMCTL_MONITOR_EVENT_SINGLESTEP":           int(MonitorSingleStep),
-		"XEN_DOMCTL_MONITOR_EVENT_SOFTWARE_BREAKPOINT":  int(MonitorBreakpoint),
-		"XEN_DOMCTL_MONITOR_EVENT_DEBUG_EXCEPTION":      int(MonitorDebug),
-		"VM_EVENT_FLAG_VCPU_PAUSED":                     flagVCPUPaused,
-		"VM_EVENT_REASON_SOFTWARE_BREAKPOINT":           int(ReasonBreakpoint),
-		"VM_EVENT_REASON_SINGLESTEP":                    int(ReasonSingleStep),
-		"VM_EVENT_REASON_DEBUG_EXCEPTION":               int(ReasonDebug),
-		"__CONST_RING_SIZE(vm_event, 4096)":             ringSlots,
-		"vm_event_sring.req_prod":                       ringReqProd,
-		"vm_event_sring.req_event":                      ringReqEvent,
-		"vm_event_sring.rsp_prod":                       ringRspProd,
-		"vm_event_sring.rsp_event":                      ringRspEvent,
-		"vm_event_sring.ring":                           ringHeader,
-		"vm_event_st.version":                           eventVersion,
-		"vm_event_st.flags":                             eventFlags,
-		"vm_event_st.reason":                            eventReason,
-		"vm_event_st.vcpu_id":                           eventVCPU,
-		"vm_event_st.u.software_breakpoint.insn_length": eventLength,
-		"vm_event_st.u.debug_exception.insn_length":     eventLength,
-		"vm_event_st.u.software_breakpoint.type":        eventType,
-		"vm_event_st.u.debug_exception.type":            eventType,
-		"vm_event_st.data.regs.x86.rflags":              eventRFLAGS,
-		"vm_event_st.data.regs.x86.rip":                 eventRIP,
+		"__HYPERVISOR_hvm_op":                             hypercallHVMOp,
+		"__HYPERVISOR_dm_op":                              hypercallDMOp,
+		"__HYPERVISOR_mmu_update":                         hypercallMMUUpdate,
+		"MMU_NORMAL_PT_UPDATE":                            mmuNormalUpdate,
+		"sizeof(struct mmu_update)":                       modifiedSize,
+		"sizeof(struct xen_dm_op_modified_memory_extent)": modifiedSize,
+		"XENMEM_populate_physmap":                         memoryPopulatePhysmap,
+		"XENMEM_decrease_reservation":                     memoryDecreaseReservation,
+		"HVM_PARAM_MONITOR_RING_PFN":                      paramMonitorRing,
+		"XEN_VM_EVENT_ENABLE":                             vmEventEnable,
+		"XEN_VM_EVENT_DISABLE":                            vmEventDisable,
+		"XEN_VM_EVENT_RESUME":                             vmEventResume,
+		"XEN_VM_EVENT_GET_VERSION":                        vmEventGetVersion,
+		"XEN_DOMCTL_VM_EVENT_OP_MONITOR":                  vmEventMonitor,
+		"XEN_DOMCTL_MONITOR_OP_ENABLE":                    monitorOpEnable,
+		"XEN_DOMCTL_MONITOR_OP_DISABLE":                   monitorOpDisable,
+		"XEN_DOMCTL_MONITOR_OP_GET_CAPABILITIES":          monitorOpGetCapabilities,
+		"XEN_DOMCTL_MONITOR_EVENT_SINGLESTEP":             int(MonitorSingleStep),
+		"XEN_DOMCTL_MONITOR_EVENT_SOFTWARE_BREAKPOINT":    int(MonitorBreakpoint),
+		"XEN_DOMCTL_MONITOR_EVENT_DEBUG_EXCEPTION":        int(MonitorDebug),
+		"VM_EVENT_FLAG_VCPU_PAUSED":                       flagVCPUPaused,
+		"VM_EVENT_REASON_SOFTWARE_BREAKPOINT":             int(ReasonBreakpoint),
+		"VM_EVENT_REASON_SINGLESTEP":                      int(ReasonSingleStep),
+		"VM_EVENT_REASON_DEBUG_EXCEPTION":                 int(ReasonDebug),
+		"__CONST_RING_SIZE(vm_event, 4096)":               ringSlots,
+		"vm_event_sring.req_prod":                         ringReqProd,
+		"vm_event_sring.req_event":                        ringReqEvent,
+		"vm_event_sring.rsp_prod":                         ringRspProd,
+		"vm_event_sring.rsp_event":                        ringRspEvent,
+		"vm_event_sring.ring":                             ringHeader,
+		"vm_event_st.version":                             eventVersion,
+		"vm_event_st.flags":                               eventFlags,
+		"vm_event_st.reason":                              eventReason,
+		"vm_event_st.vcpu_id":                             eventVCPU,
+		"vm_event_st.u.software_breakpoint.insn_length":   eventLength,
+		"vm_event_st.u.debug_exception.insn_length":       eventLength,
+		"vm_event_st.u.software_breakpoint.type":          eventType,
+		"vm_event_st.u.debug_exception.type":              eventType,
+		"vm_event_st.data.regs.x86.rflags":                eventRFLAGS,
+		"vm_event_st.data.regs.x86.rip":                   eventRIP,
 	}
 	for op, name := range domctlNames {
 		ours["XEN_DOMCTL_"+name] = int(op)
@@ -312,6 +316,8 @@ type wire struct {
 	domctl, sysctl func(cmd int, b []byte) unix.Errno
 	// other sees all other hypercalls.
 	other func(op uint64, args [5]uint64) (int64, error)
+	// mapping gives what is mapped.
+	mapping func(frames []uint64, errs []int32, write bool) []byte
 }
 
 func newWire(t *testing.T, release string) (*wire, *Host) {
@@ -337,12 +343,16 @@ func (w *wire) at(addr uint64, n int) []byte {
 	return w.mem[addr-base:][:n]
 }
 
-func (w *wire) Buffer() []byte { return w.mem }
-func (w *wire) Close() error   { return nil }
-func (w *wire) Map(uint16, []uint64, []int32, bool) ([]byte, error) {
-	return nil, unix.ENOSYS
+func (w *wire) Buffer() []byte     { return w.mem }
+func (w *wire) Close() error       { return nil }
+func (w *wire) Unmap([]byte) error { return nil }
+
+func (w *wire) Map(_ uint16, frames []uint64, errs []int32, write bool) ([]byte, error) {
+	if w.mapping == nil {
+		return nil, unix.ENOSYS
+	}
+	return w.mapping(frames, errs, write), nil
 }
-func (w *wire) Unmap([]byte) error { return unix.ENOSYS }
 
 func (w *wire) Hypercall(op uint64, args [5]uint64) (int64, error) {
 	le := binary.LittleEndian

@@ -133,9 +133,7 @@ func (h *Host) Inject(domain DomID, vcpu int, e Injection) error {
 	le.PutUint32(mem[8:], uint32(vcpu))
 	mem[12], mem[13], mem[14] = e.Vector, uint8(e.Type), e.Length
 	le.PutUint32(mem[16:], noErrorCode)
-	// struct xen_dm_op_buf: address @0, size u64 @8.
-	le.PutUint64(h.buffer, addr)
-	le.PutUint64(h.buffer[8:], size)
+	h.putBuffers(addr, size)
 	_, err := h.call(hypercallDMOp, uint64(domain), 1, address(h.buffer, 0))
 	return asSetError(vcpu, opError("XEN_DMOP_inject_event", int(domain), err))
 }

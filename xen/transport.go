@@ -35,10 +35,11 @@ const (
 
 // Hypercall numbers (Xen public header xen.h).
 const (
-	hypercallMemoryOp = 12
-	hypercallVersion  = 17
-	hypercallHVMOp    = 34
-	hypercallSysctl   = 35
-	hypercallDomctl   = 36
-	hypercallDMOp     = 41
+	hypercallMMUUpdate = 1
+	hypercallMemoryOp  = 12
+	hypercallVersion   = 17
+	hypercallHVMOp     = 34
+	hypercallSysctl    = 35
+	hypercallDomctl    = 36
+	hypercallDMOp      = 41
 )

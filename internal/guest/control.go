@@ -169,6 +169,7 @@ func (g *Guest) Disarm() error {
 			errs = append(errs, g.restore(n, flagDebug))
 		}
 	}
+	_ = g.tellWritten() // Detach does it again if that failed, and says why
 	return errors.Join(errs...)
 }
 

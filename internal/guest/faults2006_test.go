@@ -132,7 +132,7 @@ func TestFault2006MixingFramesDoesNotCompile(t *testing.T) {
 		{"machine frames to the map call for them", `h.MapMachineFrames(1, []xen.MFN{mfn}, false)`, true},
 		{"guest frames to the map call for them", `h.MapGuestFrames(1, []xen.GFN{gfn}, false)`, true},
 		{"a walk of machine frames", `var tr x86.Translation[xen.MFN]; tr, _ = x86.Walk(x86.FourLevel, x86.RootOf[xen.MFN](x86.FourLevel, 0), 0, x86.Tables[xen.MFN](machine)); _ = tr`, true},
-		{"a memory of guest frames", `machine = newFrames(func(fs []xen.MFN, write bool) (*xen.Mapping, error) { return h.MapMachineFrames(1, fs, write) })`, true},
+		{"a memory of guest frames", `machine = newFrames(func(fs []xen.MFN, write bool) (*xen.Mapping, error) { return h.MapMachineFrames(1, fs, write) }, nil)`, true},
 
 		{"machine frames to the map call for guest frames", `h.MapGuestFrames(1, []xen.MFN{mfn}, false)`, false},
 		{"guest frames to the map call for machine frames", `h.MapMachineFrames(1, []xen.GFN{gfn}, false)`, false},
@@ -143,8 +143,8 @@ func TestFault2006MixingFramesDoesNotCompile(t *testing.T) {
 		{"a walk of machine tables from a guest frame", `x86.Walk(x86.FourLevel, x86.RootOf[xen.GFN](x86.FourLevel, 0), 0, x86.Tables[xen.MFN](machine))`, false},
 		{"tables of the other kind", `_ = x86.Tables[xen.GFN](machine)`, false},
 		{"the result of a walk taken for the other kind", `var tr x86.Translation[xen.GFN]; tr, _ = x86.Walk(x86.FourLevel, x86.RootOf[xen.MFN](x86.FourLevel, 0), 0, x86.Tables[xen.MFN](machine)); _ = tr`, false},
-		{"a memory of machine frames over the map call for guest frames", `_ = newFrames(func(fs []xen.MFN, write bool) (*xen.Mapping, error) { return h.MapGuestFrames(1, fs, write) })`, false},
-		{"a memory of guest frames where machine frames belong", `machine = newFrames(func(fs []xen.GFN, write bool) (*xen.Mapping, error) { return h.MapGuestFrames(1, fs, write) })`, false},
+		{"a memory of machine frames over the map call for guest frames", `_ = newFrames(func(fs []xen.MFN, write bool) (*xen.Mapping, error) { return h.MapGuestFrames(1, fs, write) }, nil)`, false},
+		{"a memory of guest frames where machine frames belong", `machine = newFrames(func(fs []xen.GFN, write bool) (*xen.Mapping, error) { return h.MapGuestFrames(1, fs, write) }, nil)`, false},
 		{"a guest frame looked up among machine frames", `machine.Table(gfn)`, false},
 	}
 	for _, tt := range tests {

@@ -117,11 +117,11 @@ func newGuest(host *xen.Host, id xen.DomID, ledger *Ledger) (*Guest, error) {
 		g.pv32 = width == 32
 		g.mem = newFrames(func(fs []xen.MFN, write bool) (*xen.Mapping, error) {
 			return host.MapMachineFrames(id, fs, write)
-		})
+		}, func(fs []xen.MFN, offsets []int) error { return host.MachineFramesModified(id, fs, offsets) })
 	default:
 		g.mem = newFrames(func(fs []xen.GFN, write bool) (*xen.Mapping, error) {
 			return host.MapGuestFrames(id, fs, write)
-		})
+		}, func(fs []xen.GFN, _ []int) error { return host.GuestFramesModified(id, fs) })
 	}
 	return g, nil
 }
@@ -249,10 +249,26 @@ func (g *Guest) Detach() error {
 	if errors.Is(err, xen.ErrNoDomain) {
 		err = nil
 	}
+	told := g.tellWritten()
+	if errors.Is(told, xen.ErrNoDomain) {
+		told = nil
+	}
 	if err = errors.Join(err, g.Resume()); err == nil {
 		g.ledger.end()
 	}
-	return err
+	return errors.Join(err, told)
+}
+
+// tellWritten has a live migration that is under way send what was written: it may
+// have copied that before.
+func (g *Guest) tellWritten() error {
+	if !g.mem.untold() {
+		return nil
+	}
+	if err := g.Pause(); err != nil {
+		return err
+	}
+	return g.mem.tell()
 }
 
 // forget drops all that holds only while the guest is paused.

@@ -6,6 +6,8 @@ package guest
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"gdbserver-xen/x86"
 	"gdbserver-xen/xen"
@@ -22,6 +24,9 @@ const (
 	maxMapped = 1 << 16
 	// maxWritable is how many frames stay mapped for writing at the most.
 	maxWritable = 8
+	// maxUntold is how many written frames are kept account of, until the hypervisor is
+	// told.
+	maxUntold = 1 << 16
 	// maxMappings is how many mappings they may come from: a page table is
 	// mapped alone, and the kernel allows a process 65530 areas.
 	maxMappings = 1 << 13
@@ -77,11 +82,16 @@ type memory interface {
 	forget(keepWriting bool) error
 	// drop also unmaps all frames.
 	drop() error
+	// untold tells whether the hypervisor is to be told of frames that were written.
+	untold() bool
+	// tell tells it.
+	tell() error
 }
 
 // frames is a memory of one kind of frame.
 type frames[F xen.Frame] struct {
 	mapFrames func(fs []F, write bool) (*xen.Mapping, error)
+	modified  func(fs []F, offsets []int) error // tells the hypervisor that they were written
 
 	pages    map[F][]byte             // mapped frames, for reading
 	mappings []*xen.Mapping           // what pages point into
@@ -90,6 +100,7 @@ type frames[F xen.Frame] struct {
 	next     translation              // where a sequential read would go on
 	window   int                      // pages to map ahead, doubled while reads are sequential
 	plants   map[F][]*Plant           // hidden planted bytes
+	written  map[F]int                // frames that the hypervisor is to be told of: where they were last written
 }
 
 // place is a mapped frame.
@@ -105,10 +116,10 @@ type translation struct {
 	page uint64 // virtual page number
 }
 
-func newFrames[F xen.Frame](mapFrames func(fs []F, write bool) (*xen.Mapping, error)) *frames[F] {
+func newFrames[F xen.Frame](mapFrames func(fs []F, write bool) (*xen.Mapping, error), modified func(fs []F, offsets []int) error) *frames[F] {
 	return &frames[F]{
-		mapFrames: mapFrames, pages: map[F][]byte{}, writing: map[F]*xen.Mapping{},
-		tlb: map[translation]place[F]{}, plants: map[F][]*Plant{},
+		mapFrames: mapFrames, modified: modified, pages: map[F][]byte{}, writing: map[F]*xen.Mapping{},
+		tlb: map[translation]place[F]{}, plants: map[F][]*Plant{}, written: map[F]int{},
 	}
 }
 
@@ -302,10 +313,29 @@ func (m *frames[F]) write(v *view, addr uint64, p []byte) (err error) {
 			part = plant.divert(part, page, offset)
 		}
 		copy(page[offset:], part)
+		m.written[f] = offset
 		offset = 0
 	}
 	// The bytes may have been page-table entries.
 	clear(m.tlb)
+	if len(m.written) > maxUntold {
+		return m.tell()
+	}
+	return nil
+}
+
+func (m *frames[F]) untold() bool { return len(m.written) > 0 }
+
+func (m *frames[F]) tell() error {
+	fs := slices.Collect(maps.Keys(m.written))
+	offsets := make([]int, len(fs))
+	for i, f := range fs {
+		offsets[i] = m.written[f]
+	}
+	if err := m.modified(fs, offsets); err != nil {
+		return err
+	}
+	clear(m.written)
 	return nil
 }
 

@@ -772,3 +772,70 @@ func TestReader(t *testing.T) {
 		}
 	})
 }
+
+// The hypervisor is told what was written, in time for a live migration to send it once
+// more: what was planted when it is taken back, all else at the detach.
+func TestModifiedFrames(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind xen.Kind) {
+		f := newFixture(t, kind, 1)
+		var pages [5]uint64
+		for i := range pages {
+			pages[i] = f.pt.MapPage(text+uint64(i)*xen.PageSize, pattern(i, xen.PageSize))
+		}
+		g := f.attach(t)
+		told := func() (list [5]bool) {
+			for i, p := range pages {
+				list[i] = f.d.Modified(p)
+			}
+			return list
+		}
+		if _, err := g.Plant(0, text+5, []byte{guest.Int3}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := g.Read(0, text+xen.PageSize, make([]byte, 8)); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Disarm(); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := told(), [5]bool{true}; got != want {
+			t.Errorf("told of %v after the breakpoint was taken back, want %v", got, want)
+		}
+		if err := g.Write(0, text+3*xen.PageSize-4, make([]byte, 8)); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Resume(); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Detach(); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := told(), [5]bool{true, false, true, true}; got != want {
+			t.Errorf("told of %v after the detach, want %v", got, want)
+		}
+		if f.d.Pauses() != 0 {
+			t.Errorf("the domain is paused %d times", f.d.Pauses())
+		}
+	})
+}
+
+// That the hypervisor cannot be told is said, and holds up nothing.
+func TestModifiedFramesUntold(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind xen.Kind) {
+		f := newFixture(t, kind, 1)
+		frame := f.pt.MapPage(text, pattern(1, xen.PageSize))
+		g := f.attach(t)
+		if _, err := g.Plant(0, text+5, []byte{guest.Int3}); err != nil {
+			t.Fatal(err)
+		}
+		f.FailAlways(xentest.OpMMUUpdate, unix.EPERM)
+		f.FailAlways(xentest.OpModifiedMemory, unix.EPERM)
+		if err := g.Detach(); !errors.Is(err, unix.EPERM) {
+			t.Errorf("got error %v, want EPERM", err)
+		}
+		if f.d.Pauses() != 0 || f.d.Modified(frame) || !bytes.Equal(f.d.Frame(frame), pattern(1, xen.PageSize)) {
+			t.Error("the guest is not given back")
+		}
+		f.ClearFaults()
+	})
+}

@@ -95,12 +95,13 @@ func (c *conn) Unmap(mem []byte) error {
 
 // Hypercall numbers (Xen public header xen.h).
 const (
-	hypercallMemoryOp = 12
-	hypercallVersion  = 17
-	hypercallHVMOp    = 34
-	hypercallSysctl   = 35
-	hypercallDomctl   = 36
-	hypercallDMOp     = 41
+	hypercallMMUUpdate = 1
+	hypercallMemoryOp  = 12
+	hypercallVersion   = 17
+	hypercallHVMOp     = 34
+	hypercallSysctl    = 35
+	hypercallDomctl    = 36
+	hypercallDMOp      = 41
 )
 
 // Hypercall answers a hypercall.
@@ -127,6 +128,8 @@ func (c *conn) Hypercall(op uint64, args [5]uint64) (int64, error) {
 		errno = c.hvmOp(args)
 	case hypercallDMOp:
 		errno = c.dmOp(args)
+	case hypercallMMUUpdate:
+		errno = c.mmuUpdate(args)
 	default:
 		errno = unix.ENOSYS
 	}

@@ -50,8 +50,9 @@ type Domain struct {
 	callDebug  bool // Debugged by a call on a transport
 	virqs      int  // VIRQ_DEBUGGER that were sent
 	frames     map[uint64]*frame
-	next       uint64 // the next guest frame to give out
-	ring       *ring  // nil without one
+	modified   map[uint64]bool // frames that the hypervisor was told of
+	next       uint64          // the next guest frame to give out
+	ring       *ring           // nil without one
 	monitors   map[xen.MonitorEvent]bool
 }
 
@@ -103,6 +104,7 @@ func (x *Hypervisor) AddDomain(c DomainConfig) *Domain {
 		SharedInfoFrame: ^uint64(0),
 		MaxPages:        1 << 16,
 		frames:          map[uint64]*frame{},
+		modified:        map[uint64]bool{},
 		next:            firstGuestFrame,
 		pauses:          c.Pauses,
 	}

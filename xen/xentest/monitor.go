@@ -199,25 +199,46 @@ func (c *conn) hvmOp(args [5]uint64) unix.Errno {
 
 // dmOp is the hypercall dm_op.
 func (c *conn) dmOp(args [5]uint64) unix.Errno {
-	if errno := c.x.enter(OpInjectEvent); errno != 0 {
-		return errno
-	}
 	le := binary.LittleEndian
-	buf, errno := c.at(args[2], 16)
-	if errno != 0 {
-		return errno
+	var bufs [2][]byte
+	for i := range min(args[1], 2) {
+		buf, errno := c.at(args[2]+16*i, 16)
+		if errno != 0 {
+			return errno
+		}
+		if bufs[i], errno = c.at(le.Uint64(buf), int(le.Uint64(buf[8:]))); errno != 0 {
+			return errno
+		}
 	}
-	b, errno := c.at(le.Uint64(buf), int(le.Uint64(buf[8:])))
-	if errno != 0 {
+	b := bufs[0]
+	if len(b) < 32 {
+		return unix.EINVAL
+	}
+	ops := map[uint32]struct {
+		op Op
+		do func(d *Domain, b, more []byte) unix.Errno
+	}{
+		11: {OpModifiedMemory, (*Domain).modifiedMemory},
+		13: {OpInjectEvent, (*Domain).injectEvent},
+	}
+	op, ok := ops[le.Uint32(b)]
+	if !ok {
+		return unix.EOPNOTSUPP
+	}
+	if errno := c.x.enter(op.op); errno != 0 {
 		return errno
 	}
 	d := c.x.domains[uint16(args[0])]
 	switch {
 	case d == nil:
 		return unix.ESRCH
-	case d.Kind == xen.PV, args[1] != 1, len(b) < 32, le.Uint32(b) != 13:
+	case d.Kind == xen.PV:
 		return unix.EINVAL
 	}
+	return op.do(d, b, bufs[1])
+}
+
+func (d *Domain) injectEvent(b, _ []byte) unix.Errno {
 	v := d.vcpu(b[8:])
 	if v == nil {
 		return unix.EINVAL

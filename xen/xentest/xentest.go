@@ -253,6 +253,8 @@ const (
 	OpMonitorOp            Op = "monitor_op"
 	OpHVMGetParam          Op = "HVMOP_get_param"
 	OpInjectEvent          Op = "XEN_DMOP_inject_event"
+	OpModifiedMemory       Op = "XEN_DMOP_modified_memory"
+	OpMMUUpdate            Op = "mmu_update"
 	OpPopulate             Op = "XENMEM_populate_physmap"
 	OpDecrease             Op = "XENMEM_decrease_reservation"
 	OpMap                  Op = "map"
