@@ -1,8 +1,12 @@
-// This file keeps account of single-step traps that are still to come.
+// This file keeps account of single-step traps that are still to come, and of the flag
+// for one where the guest has stored it.
 
 package engine
 
-import "gdbserver-xen/internal/guest"
+import (
+	"gdbserver-xen/internal/guest"
+	"gdbserver-xen/x86"
+)
 
 // lateTraps are the traps of steps that were called off in a handler of the
 // guest's: what that has interrupted comes back with RFLAGS.TF, of which the guest
@@ -53,4 +57,15 @@ func (l *lateTraps) any() bool {
 		}
 	}
 	return false
+}
+
+// clearPushedTF takes RFLAGS.TF out of what PUSHF has just pushed, if it is there.
+func clearPushedTF(g *guest.Guest, n int, rsp uint64) error {
+	var flags [2]byte
+	const tf = byte(x86.RFLAGSTF >> 8)
+	if got, err := g.Read(n, rsp, flags[:]); err != nil || got < len(flags) || flags[1]&tf == 0 {
+		return err
+	}
+	flags[1] &^= tf
+	return g.Write(n, rsp, flags[:])
 }

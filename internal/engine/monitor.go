@@ -610,7 +610,7 @@ func (e *monitor) finish(n int, r *x86.Registers) error {
 			e.late.forget(n)
 		}
 		if h.insn.class == pushesFlags && !h.guestTF {
-			if err := e.fixPushedFlags(n, r); err != nil {
+			if err := clearPushedTF(e.g, n, r.RSP); err != nil {
 				return err
 			}
 		}
@@ -744,18 +744,8 @@ func (e *monitor) takeLate(n, of int) error {
 	return err
 }
 
-// fixPushedFlags takes RFLAGS.TF out of what PUSHF has just pushed.
-func (e *monitor) fixPushedFlags(n int, r *x86.Registers) error {
-	var flags [2]byte
-	if got, err := e.g.Read(n, r.RSP, flags[:]); err != nil || got < len(flags) {
-		return err
-	}
-	flags[1] &^= byte(x86.RFLAGSTF >> 8)
-	return e.g.Write(n, r.RSP, flags[:])
-}
-
-// fixAnyPushedFlags is fixPushedFlags after a step of which nothing is known but that
-// it was, and perhaps is, under way.
+// fixAnyPushedFlags takes RFLAGS.TF out of what PUSHF has pushed, after a step of which
+// nothing is known but that it was, and perhaps is, under way.
 func (e *monitor) fixAnyPushedFlags(n int) error {
 	r, err := e.g.Registers(n)
 	if err != nil || r.RFLAGS&x86.RFLAGSTF == 0 {
@@ -769,7 +759,7 @@ func (e *monitor) fixAnyPushedFlags(n int) error {
 		binary.LittleEndian.Uint64(flags[:]) != r.RFLAGS&^x86.RFLAGSRF {
 		return nil
 	}
-	return e.fixPushedFlags(n, &r)
+	return clearPushedTF(e.g, n, r.RSP)
 }
 
 // beginDetour takes a vCPU over the int3 that ends the step of another, or its

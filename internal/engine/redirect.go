@@ -793,12 +793,7 @@ func (e *redirect) fixPushedFlags(n int, from, rip, rsp uint64) {
 	if _, err := e.g.Read(n, from, code[:]); err != nil || code[0] != 0x9c || rip != from+1 {
 		return
 	}
-	var flags [8]byte
-	if got, err := e.g.Read(n, rsp, flags[:]); err != nil || got < 8 || flags[1]&1 == 0 {
-		return
-	}
-	flags[1] &^= 1
-	if err := e.g.Write(n, rsp, flags[:]); err != nil {
+	if err := clearPushedTF(e.g, n, rsp); err != nil {
 		e.log.Warn("flags that were pushed in a step keep TF", "vcpu", n, "err", err)
 	}
 }
