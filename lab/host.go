@@ -44,8 +44,8 @@ type Config struct {
 	// Dom0Args is added to dom0's kernel command line.
 	Dom0Args string
 	// GDBSX boots a hypervisor that has the calls of Xen's own gdbsx, which
-	// Debian's has not, and runs PV guests of 32 bits: it is built from Debian's
-	// source package. All else is as without.
+	// Debian's has not, runs PV guests of 32 bits, and lets PV guests migrate live: it
+	// is built from Debian's source package. All else is as without.
 	GDBSX bool
 
 	// Log receives the lines of all consoles, each with a prefix that says

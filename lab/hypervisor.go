@@ -1,8 +1,9 @@
 package lab
 
-// A hypervisor with CONFIG_GDBSX and CONFIG_PV32. Release builds of Xen since 4.14
-// leave them out, Debian's too, so it is built from Debian's source package on the
-// machine that needs it, with Debian's configuration and these added.
+// A hypervisor with CONFIG_GDBSX, CONFIG_PV32 and CONFIG_SHADOW_PAGING, which PV
+// guests need to migrate live. Debian's has none of them, so it is built from Debian's
+// source package on the machine that needs it, with Debian's configuration and these
+// added.
 
 import (
 	"bufio"
@@ -27,6 +28,7 @@ import (
 const hypervisorConfig = `CONFIG_EXPERT=y
 CONFIG_GDBSX=y
 CONFIG_PV32=y
+CONFIG_SHADOW_PAGING=y
 CONFIG_DEBUG_INFO=n
 `
 

@@ -134,6 +134,7 @@ type server struct {
 	logs    logs
 	out     io.Writer
 	clients <-chan connection
+	leaving <-chan struct{} // the domain is about to
 }
 
 // debug attaches to the domain and serves it.
@@ -146,6 +147,9 @@ func (s *server) debug(ctx context.Context, l listener) error {
 		return errors.Join(err, g.Detach())
 	}
 	s.announce(g, l)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s.leaving = watchLeaving(ctx, s.id, s.logs.layer("debugger"))
 	return s.serve(ctx, g)
 }
 
@@ -252,7 +256,7 @@ func (s *server) serve(ctx context.Context, g *guest.Guest) error {
 		}
 		say(s.out, "%s connected", conn.peer)
 		target, err := debugger.New(g, debugger.Config{
-			Log: s.logs.layer("debugger"), Engine: s.opts.engine,
+			Log: s.logs.layer("debugger"), Engine: s.opts.engine, Leaving: s.leaving,
 			Names: func(domains []xen.DomainInfo) (map[xen.DomID]string, error) { return domainNames(ctx, domains) },
 		})
 		if err != nil {

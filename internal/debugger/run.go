@@ -273,7 +273,7 @@ func (t *Target) onHardwareBreakpoint(addr uint64) bool {
 }
 
 // Wait blocks until a vCPU stops for the client, the client interrupts the guest,
-// or the guest ends or crashes.
+// or the guest ends, crashes or leaves.
 func (t *Target) Wait(ctx context.Context) (rsp.StopReply, error) {
 	if t.guest.Paused() {
 		if h, ok := t.takePending(); ok {
@@ -288,6 +288,8 @@ func (t *Target) Wait(ctx context.Context) (rsp.StopReply, error) {
 		switch {
 		case errors.Is(err, xen.ErrNoDomain):
 			return t.ended(), nil
+		case context.Cause(ctx) == errLeaving:
+			return t.leave("The domain is about to be saved or migrated, and has been given back for that."), nil
 		case ctx.Err() != nil && !interrupt:
 			return rsp.StopReply{}, ctx.Err()
 		case err == nil, interrupt, errors.Is(err, errLegOver):
@@ -311,10 +313,12 @@ func (t *Target) Wait(ctx context.Context) (rsp.StopReply, error) {
 
 var (
 	errInterrupt = errors.New("interrupted")
+	errLeaving   = errors.New("the domain is about to leave")
 	errLegOver   = errors.New("the leg takes too long")
 )
 
-// withInterrupt gives a context that also ends with the client's interrupt.
+// withInterrupt gives a context that also ends with the client's interrupt, and with the
+// guest's leaving.
 func (t *Target) withInterrupt(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	ended := make(chan struct{})
@@ -323,6 +327,8 @@ func (t *Target) withInterrupt(ctx context.Context) (context.Context, func()) {
 		select {
 		case <-t.interrupt:
 			cancel(errInterrupt)
+		case <-t.leaving:
+			cancel(errLeaving)
 		case <-ctx.Done():
 		}
 	}()
@@ -495,12 +501,17 @@ func (t *Target) look() (reply rsp.StopReply, done bool, err error) {
 	default:
 		// It powers off, reboots, or is being saved or migrated, with what is
 		// planted in it if that is not taken out at once.
-		t.print(fmt.Sprintf("The domain has shut down: %v.\n", info.ShutdownReason))
-		if err := t.Detach(); err != nil {
-			t.log.Error("give back a domain that shuts down", "err", err)
-		}
-		return t.ended(), true, nil
+		return t.leave(fmt.Sprintf("The domain has shut down: %v.", info.ShutdownReason)), true, nil
 	}
+}
+
+// leave gives the guest back, which is the end of it for the client.
+func (t *Target) leave(why string) rsp.StopReply {
+	if err := t.Detach(); err != nil {
+		t.log.Error("give back a domain that leaves", "err", err)
+	}
+	t.print(why + "\n")
+	return t.ended()
 }
 
 // skip does the work of the instruction that a vCPU stands on, if it is a simple

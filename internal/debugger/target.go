@@ -37,7 +37,8 @@ type Target struct {
 	names       func(domains []xen.DomainInfo) (map[xen.DomID]string, error)
 	stop        rsp.StopReply
 	interrupt   chan struct{} // holds one request to stop
-	print       func(string)  // on the client's console
+	leaving     <-chan struct{}
+	print       func(string) // on the client's console
 
 	breakpoints map[rsp.Place]*breakpoint
 	slots       [debugSlots]slot
@@ -72,6 +73,9 @@ type Config struct {
 	Log    *slog.Logger
 	// Names gives the names of domains, of those that have one. nil: none have.
 	Names func(domains []xen.DomainInfo) (map[xen.DomID]string, error)
+	// Leaving has a token when the domain is about to be saved or migrated. nil: there
+	// is no word of that.
+	Leaving <-chan struct{}
 }
 
 // New makes a Target of a guest that is attached to, and so paused. The Target
@@ -84,6 +88,7 @@ func New(g *guest.Guest, c Config) (*Target, error) {
 		layout:      newLayout(g.Features()),
 		names:       c.Names,
 		interrupt:   make(chan struct{}, 1),
+		leaving:     c.Leaving,
 		print:       func(string) {},
 		breakpoints: map[rsp.Place]*breakpoint{},
 		past:        make([]place, g.NumVCPUs()),

@@ -454,6 +454,26 @@ func TestWaitDomainEnds(t *testing.T) {
 	})
 }
 
+// A domain that is about to be saved or migrated is given back before it leaves, even if
+// that was asked for while it was stopped.
+func TestWaitDomainLeaves(t *testing.T) {
+	target, d, _ := newTarget(t, xentest.Config{}, xen.PV, 1, nil)
+	leaving := make(chan struct{}, 1)
+	target.leaving = leaving
+	var said string
+	target.SetConsole(func(text string) { said += text })
+	leaving <- struct{}{}
+	if err := target.Resume(all); err != nil {
+		t.Fatal(err)
+	}
+	if stop := wait(t, target); stop.Reason != rsp.StopExited || stop.Thread.PID != 3 {
+		t.Errorf("stop %+v, want that it exited", stop)
+	}
+	if d.Pauses() != 0 || !strings.Contains(said, "saved or migrated") {
+		t.Errorf("the domain is paused %d times, and the client told %q", d.Pauses(), said)
+	}
+}
+
 func TestWaitCrash(t *testing.T) {
 	target, d, _ := newTarget(t, xentest.Config{}, xen.PV, 2, func(d *xentest.Domain) { d.VCPU(0).Blocked = true })
 	if err := target.Resume(all); err != nil {
