@@ -54,24 +54,26 @@ func shutdownRequests(ctx context.Context, store *xenstore.Client, id xen.DomID)
 	}
 }
 
-// followRequests puts a token into leaving if the domain is to suspend. Another request
-// takes that out again.
+// followRequests puts a token into leaving if the domain is to suspend. If nobody has taken
+// it when that request is gone, it is taken out: a domain that runs is served by somebody
+// who waits for the token, and one that does not has not begun to suspend, so the toolstack
+// has given up.
 func followRequests(next func() (string, error), leaving chan struct{}) error {
-	before := "a request that nobody has seen"
+	before := "not known"
 	for {
 		request, err := next()
 		if err != nil {
 			return err
 		}
-		switch {
-		// The guest takes a request away as it begins to do it. One that it took before
-		// it could be read may have been to suspend, and then there is no time for more.
-		case request == "suspend", request == "" && before == "":
+		// The guest takes a request away as it begins to do it. One that it took before it
+		// could be read may have been to suspend, and then there is no time for more.
+		unseen := request == "" && before == ""
+		if request == "suspend" || unseen {
 			select {
 			case leaving <- struct{}{}:
 			default:
 			}
-		case request != "":
+		} else {
 			select {
 			case <-leaving:
 			default:
