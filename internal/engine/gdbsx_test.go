@@ -601,14 +601,17 @@ func killedGDBSX(t *testing.T, pauses, calls int) bool {
 	return true
 }
 
-// Where the hypervisor cannot do it, the engine says why.
-func TestGDBSXUnavailable(t *testing.T) {
+// Where the hypervisor cannot do it, an engine for PV guests says why.
+func TestUnavailable(t *testing.T) {
 	for _, tt := range []struct {
+		engine string
 		config xentest.Config
 		want   string
 	}{
-		{xentest.Config{}, "built without CONFIG_GDBSX"},
-		{xentest.Config{GDBSX: true, Release: "4.16"}, "before Xen 4.17"},
+		{"gdbsx", xentest.Config{}, "built without CONFIG_GDBSX"},
+		{"gdbsx", xentest.Config{GDBSX: true, Release: "4.16"}, "before Xen 4.17"},
+		{"gdbsx", xentest.Config{GDBSX: true, Release: "4.21", Extra: ".1"}, "would zero r8 to r15"},
+		{"redirect", xentest.Config{Release: "4.21", Extra: ".1"}, "would zero r8 to r15"},
 	} {
 		x := xentest.New(t, tt.config)
 		d := x.AddDomain(xentest.DomainConfig{ID: 3, Kind: xen.PV})
@@ -617,7 +620,7 @@ func TestGDBSXUnavailable(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = Choose(g, "gdbsx", slog.New(slog.DiscardHandler))
+		_, err = Choose(g, tt.engine, slog.New(slog.DiscardHandler))
 		if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("got %v, want %q", err, tt.want)
 		}

@@ -70,6 +70,9 @@ const (
 
 // newRedirect makes the engine for a guest. It changes nothing yet.
 func newRedirect(g *guest.Guest, log *slog.Logger) (*redirect, error) {
+	if g.Host().Quirks().ContextLosesR8toR15 {
+		return nil, fmt.Errorf("%w: to redirect traps would zero r8 to r15: %w (fixed in Xen 4.21.2)", ErrUnavailable, xen.ErrQuirk)
+	}
 	e := makeRedirect(g, log)
 	vcpus, err := g.VCPUs()
 	if err != nil {
