@@ -764,19 +764,22 @@ func TestMonitorKilledAfterItsRing(t *testing.T) {
 func TestMonitorRecoverUnmapped(t *testing.T) {
 	f := newMonitored(t, xentest.Config{}, 1, nops)
 	f.plant(text)
-	for name, recover := range map[string]func() error{
-		"detach": func() error { return errors.Join(f.g.ReleaseFrames(), f.g.Detach()) },
-		"recover": func() error {
+	for _, tt := range []struct {
+		name   string
+		giveUp func() error
+	}{
+		{"detach", func() error { return errors.Join(f.g.ReleaseFrames(), f.g.Detach()) }},
+		{"recover", func() error {
 			f.ReleaseMappings()
 			ledger, err := guest.OpenLedger(f.mem)
 			return Recover(f.Host(), check(t, ledger, err), slog.New(slog.DiscardHandler))
-		},
+		}},
 	} {
 		f.FailAlways(xentest.OpMap, unix.ENOMEM)
-		err := recover()
+		err := tt.giveUp()
 		f.ClearFaults()
 		if _, left := guest.OpenLedger(f.mem); !errors.Is(err, unix.ENOMEM) || left != nil {
-			t.Errorf("%s gives %v, want ENOMEM; the ledger: %v", name, err, left)
+			t.Errorf("%s gives %v, want ENOMEM; the ledger: %v", tt.name, err, left)
 		}
 	}
 	ledger, err := guest.OpenLedger(f.mem)
