@@ -18,12 +18,23 @@ const (
 	modifiedMost = 256
 )
 
-// GuestFramesModified says that frames of an HVM or PVH domain were written.
+// GuestFramesModified says that frames of an HVM or PVH domain were written. Those that
+// the hypervisor does not take are left out: while it keeps a log of dirty frames, it
+// refuses the highest of all.
 func (h *Host) GuestFramesModified(domain DomID, frames []GFN) error {
 	for len(frames) > 0 {
 		some := frames[:min(len(frames), modifiedMost)]
 		frames = frames[len(some):]
-		if err := h.guestFramesModified(domain, some); err != nil {
+		err := h.guestFramesModified(domain, some)
+		if errors.Is(err, unix.EINVAL) {
+			err = nil // of which is not said, nor which were done
+			for i := 0; i < len(some) && err == nil; i++ {
+				if err = h.guestFramesModified(domain, some[i:i+1]); errors.Is(err, unix.EINVAL) {
+					err = nil
+				}
+			}
+		}
+		if err != nil {
 			return asDomainError(opError("XEN_DMOP_modified_memory", int(domain), err))
 		}
 	}

@@ -42,6 +42,21 @@ func TestGuestFramesModified(t *testing.T) {
 		if err := h.GuestFramesModified(5, want); err != nil || !slices.Equal(got, want) || calls != 2 {
 			t.Errorf("told of %d frames, want %d, in %d calls: %v", len(got), len(want), calls, err)
 		}
+
+		// One that is refused keeps nothing from the others.
+		got = nil
+		tell := w.other
+		w.other = func(op uint64, args [5]uint64) (int64, error) {
+			before := len(got)
+			if r, err := tell(op, args); !slices.Contains(got[before:], 9) {
+				return r, err
+			}
+			got = got[:before]
+			return 0, unix.EINVAL
+		}
+		if err := h.GuestFramesModified(5, []GFN{8, 9, 10}); err != nil || !slices.Equal(got, []GFN{8, 10}) {
+			t.Errorf("told of %v, %v", got, err)
+		}
 	})
 }
 
