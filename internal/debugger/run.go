@@ -87,6 +87,10 @@ func (t *Target) Resume(actions []rsp.Action) error {
 	default:
 	}
 	t.alone = time.Time{}
+	t.pending = slices.DeleteFunc(t.pending, func(h hit) bool {
+		// A step that was done, of which the client does not want to know any more.
+		return h.of == nil && t.plan[h.vcpu].Motion == engine.Run
+	})
 	if t.nextPending() >= 0 {
 		return nil // Wait finds it
 	}
@@ -275,6 +279,9 @@ func (t *Target) onHardwareBreakpoint(addr uint64) bool {
 // Wait blocks until a vCPU stops for the client, the client interrupts the guest,
 // or the guest ends, crashes or leaves.
 func (t *Target) Wait(ctx context.Context) (rsp.StopReply, error) {
+	if t.asked.Load() { // as the last stop came
+		return t.leaveAsAsked(), nil
+	}
 	if t.guest.Paused() {
 		if h, ok := t.takePending(); ok {
 			return t.report(h), nil
@@ -288,8 +295,8 @@ func (t *Target) Wait(ctx context.Context) (rsp.StopReply, error) {
 		switch {
 		case errors.Is(err, xen.ErrNoDomain):
 			return t.ended(), nil
-		case context.Cause(ctx) == errLeaving:
-			return t.leave("The domain is about to be saved or migrated, and has been given back for that."), nil
+		case t.asked.Load():
+			return t.leaveAsAsked(), nil
 		case ctx.Err() != nil && !interrupt:
 			return rsp.StopReply{}, ctx.Err()
 		case err == nil, interrupt, errors.Is(err, errLegOver):
@@ -328,6 +335,7 @@ func (t *Target) withInterrupt(ctx context.Context) (context.Context, func()) {
 		case <-t.interrupt:
 			cancel(errInterrupt)
 		case <-t.leaving:
+			t.asked.Store(true)
 			cancel(errLeaving)
 		case <-ctx.Done():
 		}
@@ -503,6 +511,11 @@ func (t *Target) look() (reply rsp.StopReply, done bool, err error) {
 		// planted in it if that is not taken out at once.
 		return t.leave(fmt.Sprintf("The domain has shut down: %v.", info.ShutdownReason)), true, nil
 	}
+}
+
+// leaveAsAsked is leave for a toolstack that has asked for it.
+func (t *Target) leaveAsAsked() rsp.StopReply {
+	return t.leave("The domain is about to be saved or migrated, and has been given back for that.")
 }
 
 // leave gives the guest back, which is the end of it for the client.

@@ -255,6 +255,20 @@ func TestStepNeedsOthers(t *testing.T) {
 	}
 }
 
+// A step that was done as another vCPU hit is not told when its vCPU is to run on.
+func TestStepDoneAmongHits(t *testing.T) {
+	target, _ := newScripted(t, nil,
+		scriptedLeg{motions: []engine.Motion{stay, step}, silent: true},
+		scriptedLeg{motions: []engine.Motion{run, finish}, stops: []engine.Stop{hit0, stepped1}, rip: map[int]uint64{0: spot, 1: text + 1}},
+		scriptedLeg{motions: []engine.Motion{step, stay}, stops: []engine.Stop{stepped0}, rip: map[int]uint64{0: spot + 1}},
+		scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{hit0}, rip: map[int]uint64{0: spot}},
+	)
+	insert(t, target, breakpointAtSpot)
+	actions := []rsp.Action{{Kind: rsp.Step, Thread: thread(2)}, {Kind: rsp.Continue, Thread: rsp.ThreadID{PID: -1, TID: -1}}}
+	wantStop(t, stopAfter(t, target, actions), 1, rsp.SoftwareBreakpoint)
+	wantStop(t, stopAfter(t, target, all), 1, rsp.SoftwareBreakpoint)
+}
+
 // A step that an interrupt cuts short goes on when its handler is done, also where
 // the handler has a breakpoint with a false condition. What was interrupted may
 // move to another vCPU.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"gdbserver-xen/internal/engine"
@@ -38,6 +39,7 @@ type Target struct {
 	stop        rsp.StopReply
 	interrupt   chan struct{} // holds one request to stop
 	leaving     <-chan struct{}
+	asked       atomic.Bool  // to leave, whether or not there has been time for it
 	print       func(string) // on the client's console
 
 	breakpoints map[rsp.Place]*breakpoint
@@ -224,10 +226,10 @@ func (t *Target) Interrupt() error {
 // Detach gives the guest back as it was found.
 func (t *Target) Detach() error {
 	err := t.engine.Close()
-	if errors.Is(err, xen.ErrNoDomain) {
-		err = nil
+	if err != nil && !errors.Is(err, xen.ErrNoDomain) {
+		return errors.Join(err, t.guest.LeaveToOthers())
 	}
-	return errors.Join(err, t.guest.Detach())
+	return t.guest.Detach()
 }
 
 // stopped gives the stop reply for a guest that was just paused. It names the

@@ -474,6 +474,65 @@ func TestWaitDomainLeaves(t *testing.T) {
 	}
 }
 
+// So is one of which that was asked as it stopped, when it is to go on.
+func TestWaitDomainLeavesAfterStop(t *testing.T) {
+	target, d, _ := newTarget(t, xentest.Config{}, xen.PV, 1, nil)
+	leaving := make(chan struct{}, 1)
+	target.leaving = leaving
+	ctx, over := target.withInterrupt(t.Context())
+	leaving <- struct{}{}
+	<-ctx.Done()
+	over() // what Wait had was a stop
+	if err := target.Resume(all); err != nil {
+		t.Fatal(err)
+	}
+	if stop := wait(t, target); stop.Reason != rsp.StopExited || d.Pauses() != 0 {
+		t.Errorf("stop %+v, and the domain is paused %d times; want that it exited, and runs", stop, d.Pauses())
+	}
+}
+
+// failing is an engine that cannot give back what it has changed.
+type failing struct{ engine.Engine }
+
+var errFailing = errors.New("it cannot")
+
+func (failing) Close() error { return errFailing }
+
+// What an engine cannot give back stays in the ledger, for the guardian.
+func TestDetachFails(t *testing.T) {
+	x := xentest.New(t, xentest.Config{})
+	d := x.AddDomain(xentest.DomainConfig{ID: 3, Kind: xen.PV})
+	d.Alloc()
+	mem := make([]byte, guest.LedgerSize)
+	ledger, err := guest.NewLedger(mem)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := guest.Attach(x.Host(), 3, ledger)
+	if err != nil {
+		t.Fatal(err)
+	}
+	target, err := New(g, Config{Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := target.engine
+	target.engine = failing{whole}
+	if err := target.Detach(); !errors.Is(err, errFailing) || d.Pauses() != 0 {
+		t.Errorf("Detach gives %v, and the domain is paused %d times", err, d.Pauses())
+	}
+	if _, err := guest.OpenLedger(mem); err != nil {
+		t.Errorf("the ledger is over: %v", err)
+	}
+	target.engine = whole
+	if err := target.Detach(); err != nil {
+		t.Error(err)
+	}
+	if _, err := guest.OpenLedger(mem); !errors.Is(err, guest.ErrLedger) {
+		t.Errorf("the ledger is not over: %v", err)
+	}
+}
+
 func TestWaitCrash(t *testing.T) {
 	target, d, _ := newTarget(t, xentest.Config{}, xen.PV, 2, func(d *xentest.Domain) { d.VCPU(0).Blocked = true })
 	if err := target.Resume(all); err != nil {

@@ -245,18 +245,29 @@ func (g *Guest) resume(keepWriting bool) error {
 // Detach gives the domain back as it was found. The Guest must not be used
 // after. A domain that has died meanwhile is no error.
 func (g *Guest) Detach() error {
-	err := g.undo()
-	if errors.Is(err, xen.ErrNoDomain) {
-		err = nil
-	}
-	told := g.tellWritten()
-	if errors.Is(told, xen.ErrNoDomain) {
-		told = nil
-	}
-	if err = errors.Join(err, g.Resume()); err == nil {
+	told, err := g.giveBack()
+	if err == nil {
 		g.ledger.end()
 	}
 	return errors.Join(err, told)
+}
+
+// LeaveToOthers is Detach where something is left that Detach knows nothing of, of the
+// engine's: the ledger stays, so that the guardian does the rest, or recover.
+func (g *Guest) LeaveToOthers() error {
+	told, err := g.giveBack()
+	return errors.Join(err, told)
+}
+
+// giveBack gives the domain back. told is why a migration may not send what was written.
+func (g *Guest) giveBack() (told, err error) {
+	if err = g.undo(); errors.Is(err, xen.ErrNoDomain) {
+		err = nil
+	}
+	if told = g.tellWritten(); errors.Is(told, xen.ErrNoDomain) {
+		told = nil
+	}
+	return told, errors.Join(err, g.Resume())
 }
 
 // tellWritten has a live migration that is under way send what was written: it may
