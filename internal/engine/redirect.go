@@ -421,7 +421,7 @@ func (e *redirect) releaseFrames() error {
 }
 
 // poll looks whether a vCPU of a running guest is parked. It also finds those
-// that came up since.
+// that came up since, or have registered trap handlers anew.
 func (e *redirect) poll() (bool, error) {
 	if e.spot == 0 {
 		return false, nil
@@ -463,6 +463,11 @@ func (e *redirect) poll() (bool, error) {
 		if e.atSpot(&e.ctx) {
 			return true, nil
 		}
+		if !e.g.Redirected(&e.ctx) {
+			if err := e.welcome(n); err != nil {
+				return false, err
+			}
+		}
 	}
 	return false, e.checkShutdown()
 }
@@ -486,7 +491,8 @@ func (e *redirect) atSpot(ctx *xen.VCPUContext) bool {
 	return ctx.RIP == guest.SpotOf(e.spot, 1) || ctx.RIP == guest.SpotOf(e.spot, 3)
 }
 
-// welcome redirects the traps of a vCPU that came up while the guest ran.
+// welcome redirects the traps of a vCPU that came up while the guest ran, or has
+// registered others.
 func (e *redirect) welcome(n int) error {
 	if err := e.g.Pause(); err != nil {
 		return err
@@ -496,7 +502,7 @@ func (e *redirect) welcome(n int) error {
 	if errors.Is(err, xen.ErrVCPUOffline) {
 		err = nil
 	}
-	e.log.Debug("vCPU came up", "vcpu", n, "redirected", e.armed[n])
+	e.log.Debug("new trap handlers", "vcpu", n, "redirected", e.armed[n])
 	return errors.Join(err, e.g.Resume())
 }
 

@@ -113,41 +113,46 @@ func (g *Guest) Trap(n int, vector uint8) (xen.TrapInfo, error) {
 	if err != nil {
 		return xen.TrapInfo{}, err
 	}
-	t := c.ctx.Traps[vector]
-	if g.redirected(c) {
-		debug, int3 := g.ledger.traps(n)
-		switch vector {
-		case xen.VectorDebug:
-			t = debug
-		case xen.VectorBreakpoint:
-			t = int3
-		}
+	if slices.Contains(redirectedVectors, vector) && g.redirected(&c.ctx, vector) {
+		return g.ledger.trap(n, vector), nil
 	}
-	return t, nil
+	return c.ctx.Traps[vector], nil
 }
 
-// redirected tells whether a vCPU's traps lead to the parking spot.
-func (g *Guest) redirected(c *vcpu) bool {
-	return g.parking.spot != 0 &&
-		c.ctx.Traps[xen.VectorDebug].Address == SpotOf(g.parking.spot, xen.VectorDebug) &&
-		c.ctx.Traps[xen.VectorBreakpoint].Address == SpotOf(g.parking.spot, xen.VectorBreakpoint)
+// redirectedVectors are those whose traps lead to the parking spot. A guest may
+// register either alone anew: Linux does so with #DB when it boots.
+var redirectedVectors = []uint8{xen.VectorDebug, xen.VectorBreakpoint}
+
+// redirected tells whether an entry of a vCPU's trap table leads to the parking spot.
+func (g *Guest) redirected(ctx *xen.VCPUContext, vector uint8) bool {
+	return g.parking.spot != 0 && ctx.Traps[vector].Address == SpotOf(g.parking.spot, vector)
+}
+
+// Redirected tells whether all traps that RedirectTraps redirects lead to the parking
+// spot, by a context as the hypervisor has it.
+func (g *Guest) Redirected(ctx *xen.VCPUContext) bool {
+	return !slices.ContainsFunc(redirectedVectors, func(v uint8) bool { return !g.redirected(ctx, v) })
 }
 
 // RedirectTraps makes a vCPU's debug and breakpoint traps lead to the parking
-// spot, unless they do. A guest that has registered others meanwhile gets those
-// back in the end.
+// spot, as far as they do not. A guest that has registered others meanwhile gets
+// those back in the end.
 // Preconditions: the guest is paused; SetParking was called.
 func (g *Guest) RedirectTraps(n int) error {
 	c, err := g.context(n)
-	if err != nil || g.redirected(c) {
+	if err != nil || g.Redirected(&c.ctx) {
 		return err
 	}
-	old1, old3 := &c.ctx.Traps[xen.VectorDebug], &c.ctx.Traps[xen.VectorBreakpoint]
-	g.ledger.setTraps(n, *old1, *old3)
-	for _, t := range []*xen.TrapInfo{old1, old3} {
+	for _, v := range redirectedVectors {
+		if g.redirected(&c.ctx, v) {
+			continue // what the guest has there is noted
+		}
+		t := &c.ctx.Traps[v]
+		g.ledger.setTrap(n, v, *t)
 		t.Flags |= xen.TrapMasksEvents
+		t.Address = SpotOf(g.parking.spot, v)
 	}
-	old1.Address, old3.Address = SpotOf(g.parking.spot, xen.VectorDebug), SpotOf(g.parking.spot, xen.VectorBreakpoint)
+	g.ledger.set(n, flagTraps, true)
 	return g.setState(n, c)
 }
 
@@ -226,8 +231,12 @@ func (g *Guest) restore(n int, changes vcpuFlag) error {
 	if has(flagHeld) {
 		c.ctx.Flags |= xen.VGCFOnline
 	}
-	if has(flagTraps) && g.redirected(c) {
-		c.ctx.Traps[xen.VectorDebug], c.ctx.Traps[xen.VectorBreakpoint] = g.ledger.traps(n)
+	if has(flagTraps) {
+		for _, v := range redirectedVectors {
+			if g.redirected(&c.ctx, v) {
+				c.ctx.Traps[v] = g.ledger.trap(n, v)
+			}
+		}
 	}
 	if has(flagTrapping) {
 		g.dropTrap(n, c)

@@ -88,7 +88,7 @@ type vcpuFlag uint32
 const (
 	flagHeld      vcpuFlag = 1 << iota // it was taken off
 	flagStepping                       // it has RFLAGS.TF from us
-	flagTraps                          // its traps 1 and 3 were redirected
+	flagTraps                          // its traps 1 and 3 were redirected, and their entries are noted
 	flagDebug                          // its debug registers were changed
 	flagReturning                      // it was sent back from the parking spot by an iret hypercall
 	flagEngine                         // for the engine's own use
@@ -216,17 +216,20 @@ func (l *Ledger) set(n int, f vcpuFlag, on bool) {
 	binary.LittleEndian.PutUint32(at, uint32(v))
 }
 
-// traps gives the entries of a vCPU's trap table that were replaced.
-func (l *Ledger) traps(n int) (debug, int3 xen.TrapInfo) {
-	r := l.record(n)
-	return loadTrap(r[vcpuTrap1:]), loadTrap(r[vcpuTrap3:])
+// trap gives the entry of a vCPU's trap table that was replaced, by vector: 1 or 3.
+func (l *Ledger) trap(n int, vector uint8) xen.TrapInfo { return loadTrap(l.trapRecord(n, vector)) }
+
+// setTrap notes an entry that is about to be replaced. It counts once flagTraps is
+// set, and as long as the entry leads to the parking spot.
+func (l *Ledger) setTrap(n int, vector uint8, t xen.TrapInfo) {
+	storeTrap(l.trapRecord(n, vector), t)
 }
 
-func (l *Ledger) setTraps(n int, debug, int3 xen.TrapInfo) {
-	r := l.record(n)
-	storeTrap(r[vcpuTrap1:], debug)
-	storeTrap(r[vcpuTrap3:], int3)
-	l.set(n, flagTraps, true)
+func (l *Ledger) trapRecord(n int, vector uint8) []byte {
+	if vector == xen.VectorBreakpoint {
+		return l.record(n)[vcpuTrap3:]
+	}
+	return l.record(n)[vcpuTrap1:]
 }
 
 func loadTrap(p []byte) xen.TrapInfo {

@@ -199,10 +199,9 @@ func (g *Guest) PassTrap(n int, hideTF bool) error {
 		return err
 	}
 	p := c.parked
-	debug, int3 := g.ledger.traps(n)
-	handler := debug
-	if p.vector == 3 {
-		handler = int3
+	handler, err := g.Trap(n, p.vector)
+	if err != nil {
+		return err
 	}
 	if hideTF {
 		kernel := c.view.ofKernel()
