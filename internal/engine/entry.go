@@ -3,6 +3,10 @@
 // step by that alone ends when the kernel is done, and never if it has ended the
 // program. A vCPU that comes from a trap is in the kernel already: it is only sent to
 // the handler, and nothing of the guest runs.
+//
+// The kernel goes back to its program, or to what an interrupt has interrupted, by the
+// hypercall iret, which takes RFLAGS from the kernel's frame: RFLAGS.TF of ours would be
+// lost. A vCPU that is about to make it is stepped without running, too.
 
 package engine
 
@@ -42,4 +46,14 @@ func (e *redirect) enterKernel(n int) (bool, error) {
 		return false, nil
 	}
 	return e.g.EnterKernel(n, call)
+}
+
+// leaveKernel makes a step of a vCPU whose kernel is about to make the hypercall iret,
+// if it is, and tells whether it has.
+func (e *redirect) leaveKernel(n int) (bool, error) {
+	r, err := e.g.Registers(n)
+	if err != nil || r.RAX != guest.HypercallIret || !e.isSyscall(n, r.RIP) {
+		return false, err
+	}
+	return e.g.LeaveKernel(n)
 }

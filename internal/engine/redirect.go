@@ -324,11 +324,14 @@ func (e *redirect) set(n int, m Motion) error {
 		e.steps[n], e.cut[n] = e.cut[n], step{}
 		e.g.SetStepping(n, true)
 	default:
-		entered, err := e.enterKernel(n)
+		done, err := e.enterKernel(n)
+		if err == nil && !done {
+			done, err = e.leaveKernel(n)
+		}
 		if err != nil {
 			return err
 		}
-		if entered {
+		if done {
 			e.steps[n].done = true
 			return e.g.Hold(n)
 		}

@@ -64,11 +64,15 @@ const (
 	// iretWords is the size of struct iret_context (Xen public header
 	// arch-x86/xen-x86_64.h): rax r11 rcx flags rip cs rflags rsp ss.
 	iretWords = 9
+	// inSyscall in that flags says that rcx and r11 are to get rip and rflags, not
+	// what is in the frame (VGCF_in_syscall).
+	inSyscall = 1 << 8
 	// intSize is the size of an INT instruction.
 	intSize = 2
-	// hypercallIret is __HYPERVISOR_iret (Xen public header xen.h).
-	hypercallIret = 23
 )
+
+// HypercallIret is __HYPERVISOR_iret (Xen public header xen.h).
+const HypercallIret = 23
 
 // SetParking tells where redirected traps lead: the address of ParkingBytes, and
 // that of a SYSCALL instruction. Zeros end it.
@@ -92,7 +96,7 @@ func (g *Guest) unpark(n int, c *vcpu) error {
 		p.vector = 1
 	case ctx.RIP == SpotOf(g.parking.spot, 3):
 		p.vector = 3
-	case ctx.RIP == g.parking.syscall && ctx.RAX == hypercallIret && g.ledger.has(n, flagReturning):
+	case ctx.RIP == g.parking.syscall && ctx.RAX == HypercallIret && g.ledger.has(n, flagReturning):
 		p.returning = true
 		words = iretWords
 	case g.ledger.has(n, flagTrapping):
@@ -108,7 +112,17 @@ func (g *Guest) unpark(n int, c *vcpu) error {
 	if got, err := g.mem.read(&c.view, p.frame, mem[:8*words]); err != nil || got < 8*words {
 		return fmt.Errorf("vCPU %d is parked, but its stack at %#x cannot be read: %w", n, p.frame, ErrUnmapped)
 	}
-	w := func(i int) uint64 { return binary.LittleEndian.Uint64(mem[8*i:]) }
+	g.unwind(c, &p, mem[:8*words])
+	if s := g.ledger.softTrap(n); g.ledger.has(n, flagTrapping) && ctx.RIP == s.at+intSize {
+		ctx.RIP = s.rip
+	}
+	return nil
+}
+
+// unwind gives a vCPU the registers that it will go on with, from its frame.
+func (g *Guest) unwind(c *vcpu, p *parked, frame []byte) {
+	ctx := &c.ctx
+	w := func(i int) uint64 { return binary.LittleEndian.Uint64(frame[8*i:]) }
 	rest := 2 // where rip stands
 	if p.returning {
 		ctx.RAX, ctx.R11, ctx.RCX = w(0), w(1), w(2)
@@ -120,16 +134,12 @@ func (g *Guest) unpark(n int, c *vcpu) error {
 	p.user = p.cs&3 == 3
 	// In a kernel's frame the hypervisor says ring 0, elsewhere 3.
 	ctx.RIP, ctx.CS, ctx.RFLAGS, ctx.RSP, ctx.SS = w(rest), uint16(p.cs)|3, w(rest+2), w(rest+3), uint16(w(rest+4))
-	if s := g.ledger.softTrap(n); g.ledger.has(n, flagTrapping) && ctx.RIP == s.at+intSize {
-		ctx.RIP = s.rip
-	}
-	c.parked = &p
+	c.parked = p
 	if p.user {
 		user := *ctx
 		user.Flags &^= xen.VGCFInKernel
 		c.view = pvView(&user)
 	}
-	return nil
 }
 
 // sendBack prepares a parked vCPU to go on with the registers in c: a frame for
@@ -171,7 +181,7 @@ func (g *Guest) sendBack(n int, c *vcpu) (xen.VCPUContext, error) {
 		return ctx, fmt.Errorf("vCPU %d cannot be sent back from its trap, its stack is full: %w", n, err)
 	}
 	p.frame, p.returning, p.vector = frame, true, 0
-	p.raw.rax, p.raw.rip, p.raw.rsp = hypercallIret, g.parking.syscall, frame
+	p.raw.rax, p.raw.rip, p.raw.rsp = HypercallIret, g.parking.syscall, frame
 	g.ledger.set(n, flagReturning, true)
 	p.raw.into(&ctx)
 	ctx.EntryVector &^= xen.EntryVectorSyscall
@@ -272,6 +282,36 @@ func (g *Guest) EnterKernel(n int, call Call) (done bool, err error) {
 			ctx.RFLAGS |= x86.RFLAGSIF
 		}
 	})
+}
+
+// LeaveKernel lets a vCPU whose kernel is about to make the hypercall iret be on its
+// way back already, by the kernel's own frame: it has the registers from there, and
+// will make that hypercall when it runs. It does nothing, and says so, if the vCPU is
+// not in the kernel, or the frame cannot be read.
+// Preconditions: the guest is paused, and has a parking spot; the vCPU is at a SYSCALL
+// instruction with HypercallIret in RAX.
+func (g *Guest) LeaveKernel(n int) (done bool, err error) {
+	c, err := g.context(n)
+	if err != nil || !g.inKernel(c) || g.ledger.has(n, flagTrapping) {
+		return false, err
+	}
+	kernel, ctx := c.view.ofKernel(), &c.ctx
+	var frame [8 * iretWords]byte
+	if got, err := g.mem.read(&kernel, ctx.RSP, frame[:]); err != nil || got < len(frame) {
+		return false, nil
+	}
+	p := &parked{raw: rawOf(ctx), frame: ctx.RSP, returning: true}
+	if c.parked != nil {
+		p.raw = c.parked.raw
+	}
+	g.unwind(c, p, frame[:])
+	if binary.LittleEndian.Uint64(frame[8*3:])&inSyscall != 0 {
+		// It would go back by SYSRET. Our frame says no such thing.
+		ctx.RCX, ctx.R11 = ctx.RIP, ctx.RFLAGS|x86.RFLAGSIF
+	}
+	err = g.setState(n, c)
+	c.fetched = false
+	return err == nil, err
 }
 
 // StartTrap makes a vCPU that is in the guest's kernel take a trap of its own, #DB
