@@ -673,7 +673,7 @@ func (e *redirect) collect(n int) (stop Stop, stopped bool, err error) {
 	if !e.g.Stepping(n) {
 		return stop, false, nil
 	}
-	return stop, false, e.endStep(n, func(*xen.VCPUContext) {})
+	return stop, false, e.endStep(n, false, func(*xen.VCPUContext) {})
 }
 
 func (e *redirect) collectInt3(n int) (stop Stop, stopped bool, err error) {
@@ -682,7 +682,7 @@ func (e *redirect) collectInt3(n int) (stop Stop, stopped bool, err error) {
 		return stop, false, err
 	}
 	if e.g.PlantedAt(n, r.RIP-1) != nil {
-		err := e.endStep(n, func(ctx *xen.VCPUContext) { ctx.RIP-- })
+		err := e.endStep(n, false, func(ctx *xen.VCPUContext) { ctx.RIP-- })
 		return Stop{VCPU: n, Trap: Breakpoint}, err == nil, err
 	}
 	// The guest's own. A step has then come to the guest's handler, if it is not
@@ -711,7 +711,8 @@ func (e *redirect) collectDebug(n int) (stop Stop, stopped bool, err error) {
 	}
 	cause := r.DR6 & ours
 	single := r.DR6&DR6BS != 0
-	if single && e.g.Stepping(n) {
+	done := single && e.g.Stepping(n)
+	if done {
 		cause |= DR6BS
 	}
 	if cause == 0 {
@@ -725,16 +726,16 @@ func (e *redirect) collectDebug(n int) (stop Stop, stopped bool, err error) {
 			e.cut[of] = step{}
 		}
 	}
-	done := e.steps[n]
+	s := e.steps[n]
 	switch {
-	case done.on && !done.guestTF:
-		e.fixPushedFlags(n, done.from, r.RIP, r.RSP)
-	case !done.on && single && e.g.Stepping(n): // by a process that was killed
+	case s.on && !s.guestTF:
+		e.fixPushedFlags(n, s.from, r.RIP, r.RSP)
+	case !s.on && done: // by a process that was killed
 		e.fixPushedFlags(n, r.RIP-1, r.RIP, r.RSP)
 	}
-	err = e.endStep(n, func(ctx *xen.VCPUContext) {
-		if done.on {
-			ctx.DebugRegs[6] = dr6After(done.dr6, ctx.DebugRegs[6], ours)
+	err = e.endStep(n, done, func(ctx *xen.VCPUContext) {
+		if s.on {
+			ctx.DebugRegs[6] = dr6After(s.dr6, ctx.DebugRegs[6], ours)
 		} else {
 			ctx.DebugRegs[6] &^= DR6BS | ours
 		}
@@ -750,16 +751,16 @@ func (e *redirect) collectDebug(n int) (stop Stop, stopped bool, err error) {
 func dr6After(before, now, ours uint64) uint64 { return before | now&DR6Breaks&^ours }
 
 // endStep ends a step of a vCPU that has stopped, done or not, and changes what
-// else is to be changed. RFLAGS.TF goes if it is ours. The ledger learns of it
-// only when it is so.
-func (e *redirect) endStep(n int, change func(ctx *xen.VCPUContext)) error {
+// else is to be changed. RFLAGS.TF goes if it is ours: a step of POPF that is done has
+// taken it away. The ledger learns of it only when it is so.
+func (e *redirect) endStep(n int, done bool, change func(ctx *xen.VCPUContext)) error {
 	stepping, cut, late := e.g.Stepping(n), false, -1
 	err := e.g.Alter(n, func(ctx *xen.VCPUContext) {
 		change(ctx)
 		tf := ctx.RFLAGS&x86.RFLAGSTF != 0
 		switch {
-		case stepping && !tf && !e.steps[n].on && !e.g.SteppedAway(n):
-		case stepping && !tf:
+		case stepping && !tf && !done && !e.steps[n].on && !e.g.SteppedAway(n):
+		case stepping && !tf && !done:
 			// It is in a handler of the guest's, and will come out of it with TF: that
 			// trap is not the guest's, and wanted only by Finish.
 			e.late.expect(n, e.steps[n].from)

@@ -874,6 +874,54 @@ func untilKilled(f func() bool) bool {
 	return f()
 }
 
+// A step of POPF is done although RFLAGS.TF is gone after it: nothing is left to trap.
+// That it may have been begun by a server that was killed makes no difference.
+func TestRedirectStepPopFlags(t *testing.T) {
+	for _, killed := range []bool{false, true} {
+		t.Run(fmt.Sprintf("killed=%v", killed), func(t *testing.T) {
+			f := newFixture(t, 1)
+			mem := make([]byte, guest.LedgerSize)
+			ledger, err := guest.NewLedger(mem)
+			g, e := f.attach(f.Host(), check(t, ledger, err))
+			if err := e.Resume([]Motion{Step}); err != nil {
+				t.Fatal(err)
+			}
+			c := &f.d.VCPU(0).Context
+			f.Do(func() {
+				c.RIP, c.RFLAGS = c.RIP+1, c.RFLAGS&^x86.RFLAGSTF
+				c.DebugRegs[6] |= DR6BS
+				f.trap(0, 1)
+			})
+			began := time.Now()
+			if killed {
+				f.ReleaseMappings()
+				left, err := guest.OpenLedger(mem)
+				if err := Recover(f.Host(), check(t, left, err), slog.New(slog.DiscardHandler)); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				stops, err := e.Pause()
+				if diff := cmp.Diff([]Stop{{VCPU: 0, Trap: Debug, DR6: DR6BS}}, check(t, stops, err)); diff != "" {
+					t.Errorf("stops (-want +got):\n%s", diff)
+				}
+				if g.Ledger().Marked(0) {
+					t.Error("a trap of the step is still to come")
+				}
+				if err := errors.Join(e.Close(), g.Detach()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if took := time.Since(began); took >= settleTime {
+				t.Errorf("it takes %v to undo: a trap is waited for that does not come", took)
+			}
+			f.run(0)
+			if c.RIP != kernelText+1 || c.RFLAGS != 0x202 || f.fate[0] != "" {
+				t.Errorf("runs on at %#x, rflags %#x, the guest got %q", c.RIP, c.RFLAGS, f.fate[0])
+			}
+		})
+	}
+}
+
 // What PUSHF has pushed in the step of a server that was killed then has no TF.
 func TestRedirectRecoverPushedFlags(t *testing.T) {
 	f := newFixture(t, 1)
