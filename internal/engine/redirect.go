@@ -832,11 +832,16 @@ func (e *redirect) Close() error {
 }
 
 // settle takes back what stops a guest, and lets it run while a vCPU has a trap of
-// ours to come: it would otherwise come to the guest, which knows nothing of it.
+// ours to come: it would otherwise come to the guest, which knows nothing of it. None
+// comes in a domain that has shut down.
 // Preconditions: the guest is paused.
 func settle(e Engine, g *guest.Guest, toCome func() bool) error {
 	err := g.Disarm()
 	for deadline := time.Now().Add(settleTime); err == nil && toCome() && time.Now().Before(deadline); {
+		var info xen.DomainInfo
+		if info, err = g.Info(); err != nil || info.Shutdown {
+			break
+		}
 		if err = e.Resume(slices.Repeat([]Motion{Run}, g.NumVCPUs())); err != nil {
 			break
 		}

@@ -922,6 +922,30 @@ func TestRedirectStepPopFlags(t *testing.T) {
 	}
 }
 
+// A trap that is still to come is not waited for once the domain has shut down.
+func TestRedirectCloseAfterShutdown(t *testing.T) {
+	f := newFixture(t, 1)
+	g, e := f.attach(f.Host(), nil)
+	if err := e.Resume([]Motion{Step}); err != nil {
+		t.Fatal(err)
+	}
+	f.Do(func() {
+		f.d.VCPU(0).Context.RFLAGS &^= x86.RFLAGSTF // in the handler of an interrupt
+		f.d.Shutdown = true
+	})
+	stops, err := e.Pause()
+	if check(t, stops, err); len(stops) != 0 || !g.Ledger().Marked(0) {
+		t.Fatalf("got stops %v, still to trap %v", stops, g.Ledger().Marked(0))
+	}
+	began := time.Now()
+	if err := errors.Join(e.Close(), g.Detach()); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took >= settleTime {
+		t.Errorf("it takes %v to close", took)
+	}
+}
+
 // What PUSHF has pushed in the step of a server that was killed then has no TF.
 func TestRedirectRecoverPushedFlags(t *testing.T) {
 	f := newFixture(t, 1)
