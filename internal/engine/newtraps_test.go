@@ -171,3 +171,70 @@ func TestRedirectOneNewHandlerWhileItRuns(t *testing.T) {
 		}
 	})
 }
+
+// A guest that overwrites the parking spot, as Linux does with the handlers that it
+// boots with, is debugged by another one; and wherever the server is killed, it is
+// given back.
+func TestRedirectSpotLost(t *testing.T) {
+	const poison, newSpot = 0xcc, handlers + 0x900
+	for calls := 0; ; calls++ {
+		f := newFixture(t, 2)
+		traps := [2][256]xen.TrapInfo{f.d.VCPU(0).Context.Traps, f.d.VCPU(1).Context.Traps}
+		memory := string(f.bytes(handlers, xen.PageSize))
+		mem := make([]byte, guest.LedgerSize)
+		ledger, err := guest.NewLedger(mem)
+		check(t, ledger, err)
+		k := &killer{Transport: f.Transport(), left: calls}
+		done := untilKilled(func() bool {
+			host, err := xen.NewHost(k)
+			g, e := f.attach(check(t, host, err), ledger)
+			plant, err := g.Plant(0, kernelText+4, []byte{guest.Int3})
+			check(t, plant, err)
+			f.goOn(e, 1, Run, Stay)
+			if err := e.Resume([]Motion{Run, Run}); err != nil {
+				t.Fatal(err)
+			}
+			f.Do(func() {
+				old := f.bytes(handlers+16*9, 16)
+				for i := range old {
+					old[i] = poison
+				}
+				for n := range traps {
+					for _, now := range []*[256]xen.TrapInfo{&traps[n], &f.d.VCPU(n).Context.Traps} {
+						now[9].Address = newSpot
+						now[xen.VectorDebug] = xen.TrapInfo{Vector: xen.VectorDebug, Flags: 3, CS: 0xe033, Address: newHandler}
+					}
+				}
+				memory = memory[:16*9] + string(old) + memory[16*10:]
+			})
+			if _, err := e.Pause(); err != nil {
+				t.Fatal(err)
+			}
+			if stops := f.goOn(e, 6, Run, Run); len(stops) != 2 {
+				t.Errorf("killed at call %d: stops %v after the parking spot was lost, want one of each vCPU", calls, stops)
+			}
+			return errors.Join(e.Close(), g.Detach()) == nil
+		})
+		if done {
+			k.Transport.Close()
+		} else {
+			k.release()
+			if left, err := guest.OpenLedger(mem); err == nil {
+				if err := Recover(f.Host(), left, slog.New(slog.DiscardHandler)); err != nil {
+					t.Fatalf("killed at call %d: %v", calls, err)
+				}
+			}
+		}
+		for n := range traps {
+			if f.d.VCPU(n).Context.Traps != traps[n] {
+				t.Fatalf("killed at call %d: vCPU %d did not get its handlers back", calls, n)
+			}
+		}
+		if string(f.bytes(handlers, xen.PageSize)) != memory || f.bytes(kernelText+4, 1)[0] != 0x90 {
+			t.Fatalf("killed at call %d: bytes were left behind", calls)
+		}
+		if done {
+			return
+		}
+	}
+}

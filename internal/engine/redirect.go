@@ -116,10 +116,10 @@ func adoptRedirect(g *guest.Guest, log *slog.Logger) *redirect {
 func (e *redirect) Name() string { return "redirect" }
 
 // arm points the traps of all vCPUs that are up at the parking spot, which it
-// chooses first if there is none.
+// chooses first if there is none, or the guest has overwritten it.
 // Preconditions: the guest is paused.
 func (e *redirect) arm() error {
-	if e.spot == 0 {
+	if e.spot == 0 || e.g.ParkingLost() {
 		if err := e.park(); err != nil {
 			return err
 		}
@@ -145,12 +145,25 @@ func (e *redirect) arm() error {
 // coprocessor segment overrun, and what is reserved (SDM vol. 3A, table 6-1).
 var unusedVectors = []uint8{9, 15, 22, 23, 24, 25, 26, 27}
 
-// park makes one of the places that will do the parking spot.
+// park makes one of the places that will do the parking spot, in place of one that is
+// lost.
 func (e *redirect) park() error {
 	vcpus, err := e.g.VCPUs()
 	if err != nil {
 		return err
 	}
+	if e.spot != 0 {
+		e.log.Debug("the parking spot is lost", "spot", fmt.Sprintf("%#x", e.spot))
+		if err := e.g.LeaveParking(); err != nil {
+			return err
+		}
+		clear(e.armed)
+	}
+	// The guest may have given up since what was found when the engine was chosen.
+	if e.spots = e.findSpots(vcpus[0]); len(e.spots) == 0 {
+		return fmt.Errorf("%w: there is no place for a parking spot any more", ErrUnavailable)
+	}
+	was, syscall := e.g.Ledger().Parking()
 	var errs []error
 	for _, spot := range e.spots {
 		e.g.Ledger().SetEngine(e.number)
@@ -162,7 +175,7 @@ func (e *redirect) park() error {
 			return nil
 		}
 		errs = append(errs, err)
-		e.g.SetParking(0, 0)
+		e.g.SetParking(was, syscall) // vCPUs may still be on their way back from there
 	}
 	return fmt.Errorf("%w: no place for a parking spot: %w", ErrUnavailable, errors.Join(errs...))
 }

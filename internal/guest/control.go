@@ -162,7 +162,7 @@ func (g *Guest) RedirectTraps(n int) error {
 func (g *Guest) Disarm() error {
 	var errs []error
 	for _, p := range slices.Clone(g.plants) {
-		if g.parking.spot != 0 && p.addr == g.parking.spot {
+		if g.atParking(p) {
 			continue // until no vCPU can come there
 		}
 		if err := g.Unplant(p); err != nil && !errors.Is(err, ErrRewritten) {

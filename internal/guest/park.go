@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"gdbserver-xen/x86"
 	"gdbserver-xen/xen"
@@ -79,6 +80,41 @@ const HypercallIret = 23
 func (g *Guest) SetParking(spot, syscall uint64) {
 	g.ledger.setParking(spot, syscall)
 	g.parking = parking{spot, syscall}
+}
+
+// atParking tells whether planted bytes are those of the parking spot.
+func (g *Guest) atParking(p *Plant) bool { return g.parking.spot != 0 && p.addr == g.parking.spot }
+
+// ParkingLost tells whether the guest has overwritten the parking spot, as it does
+// with code that it needs only to boot.
+// Preconditions: the guest is paused.
+func (g *Guest) ParkingLost() bool {
+	i := slices.IndexFunc(g.plants, g.atParking)
+	return g.parking.spot != 0 && (i < 0 || errors.Is(g.intact(g.plants[i]), ErrRewritten))
+}
+
+// LeaveParking undoes what leads vCPUs to the parking spot, and takes that back, so
+// that SetParking can tell of another.
+// Preconditions: the guest is paused.
+func (g *Guest) LeaveParking() error {
+	const changes = flagTraps | flagTrapping
+	for n := range g.vcpus {
+		if !g.ledger.has(n, changes) {
+			continue
+		}
+		if err := g.restore(n, changes); err != nil {
+			return err
+		}
+	}
+	for _, p := range slices.Clone(g.plants) {
+		if !g.atParking(p) {
+			continue
+		}
+		if err := g.Unplant(p); err != nil && !errors.Is(err, ErrRewritten) {
+			return err
+		}
+	}
+	return nil
 }
 
 // unpark finds out whether a vCPU whose context was just read stands at the
