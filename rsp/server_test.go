@@ -578,7 +578,7 @@ func TestAllocations(t *testing.T) {
 	go rsp.Serve(t.Context(), far, rsptest.NewTarget(4), rsp.Config{})
 	noAck(t, near)
 	reply := make([]byte, 1<<16)
-	for _, packet := range []string{"m1000,8", "x1000,1000", "mffffffff81000000,2000", "g", "p10"} {
+	for _, packet := range []string{"m1000,8", "x1000,1000", "mffffffff81000000,2000", "g", "p10", "Hg2", "T1"} {
 		frame := rsp.AppendRequest(nil, []byte(packet))
 		trip := func() { roundTrip(t, near, frame, reply) }
 		trip()

@@ -12,7 +12,7 @@ import (
 )
 
 // readPackets are what a client asks most often of a guest that stands still.
-var readPackets = []string{"g", "p10", "mffffffff81000004,8", "xffffffff81000000,1000"}
+var readPackets = []string{"g", "p10", "mffffffff81000004,8", "xffffffff81000000,1000", "Hg2", "T1"}
 
 // readTarget reads registers and memory of a guest by its Target.
 func readTarget(tb testing.TB, target *Target) (registers, memory func()) {

@@ -33,6 +33,9 @@ type Target struct {
 	log         *slog.Logger
 	layout      layout
 	registers   x86.Registers // of ReadRegisters, not to be made anew for each
+	threads     []rsp.Thread  // of all vCPUs,
+	up          []int         // those that were up,
+	listed      []rsp.Thread  // and their threads
 	kernel      *linux.Kernel // of a Linux guest, once it was asked for
 	kernelFiles               // made of it
 	names       func(domains []xen.DomainInfo) (map[xen.DomID]string, error)
@@ -96,6 +99,9 @@ func New(g *guest.Guest, c Config) (*Target, error) {
 		past:        make([]place, g.NumVCPUs()),
 		plan:        make([]motion, g.NumVCPUs()),
 	}
+	for n := range g.NumVCPUs() {
+		t.threads = append(t.threads, rsp.Thread{ID: t.thread(n), Name: fmt.Sprintf("vCPU %d", n), Core: n})
+	}
 	t.kernelFiles = kernelFiles{log: t.log, find: t.linux}
 	t.engine, t.noEngine = engine.Choose(g, c.Engine, t.log)
 	if t.noEngine != nil {
@@ -127,21 +133,19 @@ func (t *Target) vcpu(id rsp.ThreadID) int {
 	return id.TID - 1
 }
 
-// Threads gives the vCPUs that are up.
-func (t *Target) Threads() ([]rsp.Thread, error) {
-	vcpus, err := t.guest.VCPUs()
-	if err != nil {
+// Threads gives the vCPUs that are up. The server asks at each packet that names a
+// thread, and may keep the list: it is made anew when it is another.
+func (t *Target) Threads() (_ []rsp.Thread, err error) {
+	if t.up, err = t.guest.AppendVCPUs(t.up[:0]); err != nil {
 		return nil, clientError(err)
 	}
-	threads := make([]rsp.Thread, 0, len(vcpus))
-	for _, n := range vcpus {
-		threads = append(threads, rsp.Thread{
-			ID:   t.thread(n),
-			Name: fmt.Sprintf("vCPU %d", n),
-			Core: n,
-		})
+	if !slices.EqualFunc(t.listed, t.up, func(th rsp.Thread, n int) bool { return th.Core == n }) {
+		t.listed = make([]rsp.Thread, 0, len(t.up))
+		for _, n := range t.up {
+			t.listed = append(t.listed, t.threads[n])
+		}
 	}
-	return threads, nil
+	return t.listed, nil
 }
 
 // Describe tells how a vCPU stands, as "kernel mode, blocked".

@@ -139,8 +139,12 @@ func (g *Guest) readContext(n int, c *vcpu) error {
 
 // VCPUs gives the numbers of the vCPUs that can be debugged: those that are up
 // or, if none is, those that ever were.
-func (g *Guest) VCPUs() ([]int, error) {
-	var up, known []int
+func (g *Guest) VCPUs() ([]int, error) { return g.AppendVCPUs(nil) }
+
+// AppendVCPUs is VCPUs, and appends them to a list.
+func (g *Guest) AppendVCPUs(up []int) ([]int, error) {
+	var known []int
+	before := len(up)
 	for n := range g.vcpus {
 		if g.surelyUp(n) {
 			up = append(up, n)
@@ -158,7 +162,7 @@ func (g *Guest) VCPUs() ([]int, error) {
 			known = append(known, n)
 		}
 	}
-	if len(up) > 0 {
+	if len(up) > before {
 		return up, nil
 	}
 	for _, n := range known {
