@@ -26,8 +26,13 @@ type stack struct {
 	err    error
 }
 
-// writeStacks makes what prints stacks, and before them which kernel it is.
-func writeStacks(s source, stacks []stack, err error) func(w io.Writer) error {
+// mostFrames bounds the stacks of all tasks: how long the guest is paused for them, and
+// what is kept of them. A task that sleeps has about ten frames.
+const mostFrames = 1 << 19
+
+// writeStacks makes what prints stacks, before them which kernel it is, and how many
+// are left out.
+func writeStacks(s source, stacks []stack, left int, err error) func(w io.Writer) error {
 	return func(w io.Writer) error {
 		fmt.Fprintln(w, s.k.Banner)
 		if s.noModules != nil {
@@ -36,11 +41,16 @@ func writeStacks(s source, stacks []stack, err error) func(w io.Writer) error {
 		for _, one := range stacks {
 			fmt.Fprintf(w, "\n%s:\n", one.of)
 			for i, f := range one.frames {
-				writeFrame(w, s.k, i, f)
+				if err := writeFrame(w, s.k, i, f); err != nil {
+					return err
+				}
 			}
 			if one.err != nil {
 				fmt.Fprintf(w, "    %v\n", one.err)
 			}
+		}
+		if left > 0 {
+			fmt.Fprintf(w, "\nThe stacks of %d more tasks are left out: those before have %d frames or more.\n", left, mostFrames)
 		}
 		return err
 	}
@@ -63,19 +73,24 @@ func readBacktraces(s source) func(w io.Writer) error {
 		stacks = append(stacks, one)
 		return nil
 	})
-	return writeStacks(s, stacks, err)
+	return writeStacks(s, stacks, 0, err)
 }
 
 // readTaskBacktraces reads the stacks of all tasks, but of those that run.
 func readTaskBacktraces(s source) func(w io.Writer) error {
 	var stacks []stack
 	tasks, err := s.k.Tasks(s.mem)
-	for _, t := range tasks {
+	frames, left := 0, 0
+	for i, t := range tasks {
+		if frames >= mostFrames {
+			left = len(tasks) - i
+			break
+		}
 		one := stack{of: fmt.Sprintf("task %d %s, state %c, CPU %d", t.ID, t.Title(), t.State, t.CPU)}
 		one.frames, one.err = s.k.Stack(s.mem, t)
-		stacks = append(stacks, one)
+		stacks, frames = append(stacks, one), frames+len(one.frames)
 	}
-	return writeStacks(s, stacks, err)
+	return writeStacks(s, stacks, left, err)
 }
 
 // eachVCPU does something with each vCPU that is up, how it is scheduled and its
@@ -102,7 +117,7 @@ func eachVCPU(g *guest.Guest, do func(n int, state guest.State, r x86.Registers)
 }
 
 // writeFrame prints a frame, and before it what has led from it to the one above.
-func writeFrame(w io.Writer, k *linux.Kernel, i int, f linux.Frame) {
+func writeFrame(w io.Writer, k *linux.Kernel, i int, f linux.Frame) error {
 	switch {
 	case f.UserMode:
 		fmt.Fprintln(w, "    --- user mode ---")
@@ -113,5 +128,6 @@ func writeFrame(w io.Writer, k *linux.Kernel, i int, f linux.Frame) {
 	if place, ok := k.Place(f); ok {
 		fmt.Fprintf(w, " %s", place)
 	}
-	fmt.Fprintln(w)
+	_, err := fmt.Fprintln(w)
+	return err
 }

@@ -3,6 +3,7 @@ package debugger
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"log/slog"
 	"slices"
@@ -24,15 +25,15 @@ const linuxStack = 0xffffc90000004000
 
 var layout61 = linuxtest.Layouts[2]
 
-// A fakeKernel is a Linux 6.1 that has modules, and a task that sleeps.
+// A fakeKernel is a Linux 6.1 that has modules, and a task that sleeps, or more.
 type fakeKernel struct {
 	k     *linux.Kernel
 	image linuxtest.Space
 	data  *linuxtest.Data
 }
 
-// newFakeKernel makes one with modules.
-func newFakeKernel(t *testing.T, modules ...linuxtest.Module) *fakeKernel {
+// newFakeKernel makes one with modules, and with more tasks than one.
+func newFakeKernel(t *testing.T, more []linuxtest.Task, modules ...linuxtest.Module) *fakeKernel {
 	t.Helper()
 	f := &fakeKernel{}
 	var symbols []linuxtest.Symbol
@@ -42,7 +43,7 @@ func newFakeKernel(t *testing.T, modules ...linuxtest.Module) *fakeKernel {
 	f.data.Apart = true
 	f.load(modules...)
 	// Last, for who reads them one after the other maps ahead what is behind.
-	f.data.SetTasks([]linuxtest.Task{{ID: 7, Process: 7, State: 'S', Name: "sleeper"}}, linuxStack+0x800)
+	f.data.SetTasks(append([]linuxtest.Task{{ID: 7, Process: 7, State: 'S', Name: "sleeper"}}, more...), linuxStack+0x800)
 	f.image = linuxtest.Image(layout61, symbols...)
 	var err error
 	if f.k, err = linux.Find(f.image, linuxtest.Function("leaf")); err != nil {
@@ -110,17 +111,29 @@ func (f *fakeLinux) link(loaded bool) {
 	binary.LittleEndian.PutUint64(f.list, next)
 }
 
-func newFakeLinux(t *testing.T) *fakeLinux {
+// newFakeLinux makes one with more tasks that sleep, or none. The stack of each of those is
+// longer than any real one.
+func newFakeLinux(t *testing.T, more int) *fakeLinux {
 	t.Helper()
+	var tasks []linuxtest.Task
+	for i := range more {
+		tasks = append(tasks, linuxtest.Task{ID: 8 + i, Process: 7, State: 'S', Name: "deep"})
+	}
 	x := xentest.New(t, xentest.Config{})
 	f := &fakeLinux{
-		fakeKernel: newFakeKernel(t, live("thing")),
+		fakeKernel: newFakeKernel(t, tasks, live("thing")),
 		Transport:  x.Transport(), x: x, d: x.AddDomain(xentest.DomainConfig{ID: 3, Kind: xen.PV}), part: map[uint64]string{},
 		paused: map[string]bool{}, running: map[string]bool{},
 	}
 	// A system call has called thing_open, and that leaf: on vCPU 0, and where the task
 	// sleeps.
 	stack := linuxtest.Space{Addr: linuxStack, Bytes: make([]byte, xen.PageSize)}
+	if more > 0 {
+		stack.Bytes = make([]byte, xen.PageSize*(2+(0x800+(more+1)*linuxtest.TaskStack)/xen.PageSize))
+		for at := 0x800 + linuxtest.TaskStack; at < len(stack.Bytes); at += 8 {
+			binary.LittleEndian.PutUint64(stack.Bytes[at:], linuxtest.Function("leaf")+5)
+		}
+	}
 	put := func(at int, v uint64) { binary.LittleEndian.PutUint64(stack.Bytes[at:], v) }
 	put(0x830, linuxtest.Function("leaf")+5)
 	for _, at := range []int{0x100, 0x838} {
@@ -235,7 +248,7 @@ func TestPausedForStacksOnly(t *testing.T) {
 		"regs":       {Registers, "leaf+0x10\n", []string{"banner"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := newFakeLinux(t)
+			f := newFakeLinux(t, 0)
 			got := f.print(t, tt.report)
 			if !strings.Contains(got, tt.want) {
 				t.Errorf("it printed:\n%s", got)
@@ -271,7 +284,7 @@ func TestModulesMeanwhile(t *testing.T) {
 		"goes":  {false, halfStack},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := newFakeLinux(t)
+			f := newFakeLinux(t, 0)
 			f.link(!tt.loaded)
 			f.meanwhile = func(run int) {
 				if run == 2 { // after the stacks were read
@@ -301,7 +314,7 @@ func TestProcessEndsMeanwhile(t *testing.T) {
 		"afterwards": {2, 2, false, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := newFakeLinux(t)
+			f := newFakeLinux(t, 0)
 			f.meanwhile = func(run int) {
 				if run >= tt.first && run <= tt.last {
 					f.pt.SetEntry(0xffff800000000000, 0, uint64(run)<<1) // which is not present
@@ -319,7 +332,7 @@ func TestProcessEndsMeanwhile(t *testing.T) {
 
 // Where a kernel has no names, that is known without a look while it is paused.
 func TestNoNamesWhileRunning(t *testing.T) {
-	f := newFakeLinux(t)
+	f := newFakeLinux(t, 0)
 	for frame, part := range f.part {
 		if part == "kallsyms" {
 			clear(f.d.Frame(frame))
@@ -338,7 +351,7 @@ func TestNoNamesWhileRunning(t *testing.T) {
 
 // A client's commands print the same, of a guest that stays paused.
 func TestMonitorReports(t *testing.T) {
-	f := newFakeLinux(t)
+	f := newFakeLinux(t, 0)
 	target, err := New(f.attach(t), Config{Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
@@ -357,5 +370,16 @@ func TestMonitorReports(t *testing.T) {
 	}
 	if f.d.Pauses() != 1 {
 		t.Errorf("the guest is paused %d times", f.d.Pauses())
+	}
+}
+
+// A guest that has endless stacks has not all of them read, and that is said.
+func TestMostFrames(t *testing.T) {
+	const depth, more = 512, 10
+	f := newFakeLinux(t, mostFrames/depth+more)
+	text := f.print(t, TaskBacktraces)
+	want := fmt.Sprintf("\n\nThe stacks of %d more tasks are left out: those before have %d frames or more.\n", more, mostFrames)
+	if n := strings.Count(text, "\n#"); n != mostFrames+3 || !strings.HasSuffix(text, want) {
+		t.Errorf("%d frames, and at the end %q", n, text[max(0, len(text)-300):])
 	}
 }

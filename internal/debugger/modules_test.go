@@ -43,7 +43,7 @@ func (g *filesOfGuest) Read(addr uint64, p []byte) (int, error) {
 // newFilesOfGuest makes a guest with modules.
 func newFilesOfGuest(t *testing.T, modules ...linuxtest.Module) *filesOfGuest {
 	t.Helper()
-	g := &filesOfGuest{fakeKernel: newFakeKernel(t, modules...)}
+	g := &filesOfGuest{fakeKernel: newFakeKernel(t, nil, modules...)}
 	g.k.ReadTypes(g)
 	g.kernelFiles = kernelFiles{
 		log:  slog.New(slog.NewTextHandler(&g.said, nil)),

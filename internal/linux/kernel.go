@@ -63,8 +63,9 @@ type Kernel struct {
 	// moduleTypes are the struct btf of modules, by their struct module; nil: not
 	// asked for yet.
 	moduleTypes map[uint64]uint64
-	mem         Memory // what the modules are read from
-	room        uint64 // bytes that more of their tables may have
+	moduleCode  []codePiece // by address
+	mem         Memory      // what the modules are read from
+	room        uint64      // bytes that more of their tables may have
 }
 
 // extent is from an address to before another.

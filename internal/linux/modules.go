@@ -81,6 +81,7 @@ var moduleStates = []string{ModuleLive, "loading", "unloading"}
 func (k *Kernel) Modules(mem Memory) ([]*Module, error) {
 	list, err := k.listModules(mem)
 	k.mem, k.modules, k.moduleTypes, k.room = mem, list, nil, mostModuleTables
+	k.moduleCode = codeOf(list)
 	return list, err
 }
 
@@ -203,15 +204,56 @@ func (r *reader) layout(o offsets, at uint64, m *Module) {
 	}
 }
 
-// module gives the module whose code an address is in, or nil.
-func (k *Kernel) module(addr uint64) *Module {
-	for _, m := range k.modules {
-		if within(m.text, addr) {
-			k.load(m)
-			return m
+// A codePiece is from an address to where the next one begins.
+type codePiece struct {
+	first uint64
+	of    *Module // nil: no module's code
+}
+
+// codeOf gives the code of modules, by address. Code that is of several, which only a
+// guest that lies has, is of the first of them.
+func codeOf(list []*Module) []codePiece {
+	var bounds []uint64
+	for _, m := range list {
+		for _, e := range m.text {
+			bounds = append(bounds, e.first, e.end)
 		}
 	}
-	return nil
+	slices.Sort(bounds)
+	bounds = slices.Compact(bounds)
+	pieces := make([]codePiece, len(bounds))
+	skip := make([]int, len(bounds)) // over pieces that are some module's
+	for i, addr := range bounds {
+		pieces[i].first, skip[i] = addr, i
+	}
+	free := func(i int) int {
+		for skip[i] != i {
+			skip[i] = skip[skip[i]]
+			i = skip[i]
+		}
+		return i
+	}
+	for _, m := range list {
+		for _, e := range m.text {
+			first, _ := slices.BinarySearch(bounds, e.first)
+			end, _ := slices.BinarySearch(bounds, e.end)
+			for i := free(first); i < end; i = free(i) {
+				pieces[i].of, skip[i] = m, i+1
+			}
+		}
+	}
+	return pieces
+}
+
+// module gives the module whose code an address is in, or nil.
+func (k *Kernel) module(addr uint64) *Module {
+	i := sort.Search(len(k.moduleCode), func(i int) bool { return k.moduleCode[i].first > addr }) - 1
+	if i < 0 || k.moduleCode[i].of == nil {
+		return nil
+	}
+	m := k.moduleCode[i].of
+	k.load(m)
+	return m
 }
 
 // load reads the symbols of a module and its ORC tables, once. What cannot be

@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -190,6 +192,32 @@ func TestModuleTypesMissing(t *testing.T) {
 			}
 			if has := f.Section(".debug_info") != nil; has != (i > 0) {
 				t.Errorf("%s: %s has types: %v", name, m.Name, has)
+			}
+		}
+	}
+}
+
+// An address is in the first module whose code has it, however they lie over each other.
+func TestCodeOf(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for range 200 {
+		k := &Kernel{}
+		for range rnd.IntN(12) {
+			m := &Module{loaded: true}
+			for range rnd.IntN(3) {
+				first := 10 + rnd.Uint64N(60)
+				m.text = append(m.text, extent{first, first + 1 + rnd.Uint64N(30)})
+			}
+			k.modules = append(k.modules, m)
+		}
+		k.moduleCode = codeOf(k.modules)
+		for addr := range uint64(110) {
+			var want *Module
+			if i := slices.IndexFunc(k.modules, func(m *Module) bool { return within(m.text, addr) }); i >= 0 {
+				want = k.modules[i]
+			}
+			if got := k.module(addr); got != want {
+				t.Fatalf("%d is in %p, want %p, of %v", addr, got, want, k.moduleCode)
 			}
 		}
 	}
