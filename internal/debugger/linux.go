@@ -250,8 +250,8 @@ func (t *Target) linux() (*linux.Kernel, linux.Memory, error) {
 }
 
 // monitorReport makes a monitor command of a report.
-func monitorReport(r report) func(t *Target, out func(string)) error {
-	return func(t *Target, out func(string)) error {
+func monitorReport(r report) func(t *Target, w io.Writer) error {
+	return func(t *Target, w io.Writer) error {
 		s, err := t.source()
 		switch {
 		case err == nil && r.names:
@@ -259,7 +259,7 @@ func monitorReport(r report) func(t *Target, out func(string)) error {
 		case err != nil && !r.anyGuest:
 			return err
 		}
-		return r.read(s)(writerFunc(out))
+		return r.read(s)(w)
 	}
 }
 

@@ -2,7 +2,10 @@ package debugger
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
+	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,6 +18,8 @@ import (
 	"gdbserver-xen/internal/guest"
 	"gdbserver-xen/internal/linux"
 	"gdbserver-xen/internal/linux/linuxtest"
+	"gdbserver-xen/rsp"
+	"gdbserver-xen/rsp/rsptest"
 	"gdbserver-xen/x86"
 	"gdbserver-xen/xen"
 	"gdbserver-xen/xen/xentest"
@@ -199,12 +204,12 @@ func (f *fakeLinux) print(t *testing.T, report func(w io.Writer, g *guest.Guest)
 	t.Helper()
 	g := f.attach(t)
 	var b strings.Builder
-	err := report(writerFunc(func(s string) {
+	err := report(console{t.Context(), func(s string) {
 		if f.d.Pauses() > 0 {
 			t.Errorf("%q is printed while the guest is paused", s)
 		}
 		b.WriteString(s)
-	}), g)
+	}}, g)
 	if err != nil {
 		t.Error(err)
 	}
@@ -370,6 +375,87 @@ func TestMonitorReports(t *testing.T) {
 	}
 	if f.d.Pauses() != 1 {
 		t.Errorf("the guest is paused %d times", f.d.Pauses())
+	}
+}
+
+// monitored gives what a monitor command prints, in the pieces in which a client gets it.
+func monitored(t *testing.T, c *rsptest.Client, line string) (pieces []string) {
+	t.Helper()
+	if err := c.Post(fmt.Sprintf("qRcmd,%x", line)); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		reply, err := c.Receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if reply == "OK" {
+			return pieces
+		}
+		text, err := hex.DecodeString(strings.TrimPrefix(reply, "O"))
+		if err != nil || !strings.HasPrefix(reply, "O") {
+			t.Fatalf("got %q", reply)
+		}
+		pieces = append(pieces, string(text))
+	}
+}
+
+// client gives a client of a server of the guest.
+func (f *fakeLinux) client(t *testing.T) *rsptest.Client {
+	t.Helper()
+	target, err := New(f.attach(t), Config{Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rsptest.Dial(t, target, rsp.Config{})
+}
+
+// What a command prints goes to the client in few packets.
+func TestMonitorPackets(t *testing.T) {
+	c := newFakeLinux(t, 20).client(t)
+	for _, line := range []string{"bt tasks", "bt", "ps", "help", "caps", "regs", "stats"} {
+		pieces := monitored(t, c, line)
+		size := len(strings.Join(pieces, ""))
+		if want := (size + consoleSize - 1) / consoleSize; len(pieces) != want || size == 0 {
+			t.Errorf("%s: %d packets for %d bytes, want %d", line, len(pieces), size, want)
+		}
+	}
+	if text := strings.Join(monitored(t, c, "bt tasks"), ""); strings.Count(text, "\n#") != 3+20*512 || !strings.HasPrefix(text, sleeperStack) {
+		t.Errorf("it printed:\n%.1000s", text)
+	}
+}
+
+// What a command has printed comes before what went wrong.
+func TestMonitorFails(t *testing.T) {
+	f := newFakeLinux(t, 0)
+	first := binary.LittleEndian.Uint64(f.data.At(f.data.Field(f.symbol(t, "init_task"), "task_struct.tasks")))
+	page := f.data.At(first &^ (xen.PageSize - 1))[:xen.PageSize]
+	f.data.Put(first, 8)
+	f.pt.MapPage(first, page)
+	pieces := monitored(t, f.client(t), "ps")
+	if len(pieces) != 2 || !strings.HasSuffix(pieces[0], " sleeper\n") || !strings.HasPrefix(pieces[1], "list tasks: nothing is mapped at ") {
+		t.Errorf("got %q", pieces)
+	}
+}
+
+// A client that has enough gets no more.
+func TestMonitorInterrupted(t *testing.T) {
+	f := newFakeLinux(t, 20)
+	target, err := New(f.attach(t), Config{Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{"bt tasks", "regs"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		pieces := 0
+		if line == "regs" { // which is short
+			cancel()
+		}
+		err := target.Monitor(ctx, line, func(string) { pieces++; cancel() })
+		if want := map[string]int{"bt tasks": 1}[line]; pieces != want || !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %d pieces, %v", line, pieces, err)
+		}
+		cancel()
 	}
 }
 
