@@ -10,6 +10,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"strings"
 )
 
 const (
@@ -18,6 +19,13 @@ const (
 	// leastSymbols and mostSymbols bound a table that is believed.
 	leastSymbols = 1000
 	mostSymbols  = 2 << 20
+	// mostWalked bounds the names that are gone over in the search for where they
+	// begin: what a guest has put there may look like many tables in each other.
+	mostWalked = 4 * mostSymbols
+	// maxName is more than a name has, and mostText more than all: 250,000 names
+	// have some 6 MB.
+	maxName  = 1024
+	mostText = 64 << 20
 	// namesMost is how far before the tokens the names may begin.
 	namesMost = 24 << 20
 	perMarker = 256
@@ -95,30 +103,35 @@ func findTokens(image []byte, from int) (tokens, bool) {
 
 // readTokens reads tokens and checks their index.
 func readTokens(image []byte, start int) (t tokens, ok bool) {
-	t.start = start
 	var index [numTokens]uint16
 	at := start
-	for i := range t.text {
+	for i := range index {
 		n := bytes.IndexByte(image[at:min(len(image), at+maxToken)], 0)
 		if n < 0 || at-start > 0xffff {
 			return t, false
 		}
-		t.text[i], index[i] = string(image[at:at+n]), uint16(at-start)
+		index[i] = uint16(at - start)
 		at += n + 1
 	}
 	for _, align := range []int{8, 4, 2} {
 		at := alignUp(at, align)
-		t.indexEnd = at + 2*numTokens
-		if t.indexEnd > len(image) {
+		end := at + 2*numTokens
+		if end > len(image) {
 			return t, false
 		}
 		same := true
-		for i, want := range index {
-			same = same && binary.LittleEndian.Uint16(image[at+2*i:]) == want
+		for i := 0; same && i < len(index); i++ {
+			same = binary.LittleEndian.Uint16(image[at+2*i:]) == index[i]
 		}
-		if same {
-			return t, true
+		if !same {
+			continue
 		}
+		t.start, t.indexEnd = start, end
+		for i := range t.text {
+			text, _, _ := bytes.Cut(image[start+int(index[i]):], []byte{0})
+			t.text[i] = string(text)
+		}
+		return t, true
 	}
 	return t, false
 }
@@ -128,70 +141,88 @@ func alignUp(n, to int) int { return (n + to - 1) &^ (to - 1) }
 // symbols reads all symbols.
 func (t *tokens) symbols(mem Memory, image []byte, first uint64) ([]symbol, error) {
 	// The number of symbols is in a word of its own right before the names.
+	walked := 0
 	for at := (t.start - 16) &^ 7; at >= 0 && at > t.start-namesMost; at -= 8 {
 		n := int(min(binary.LittleEndian.Uint64(image[at:]), mostSymbols+1))
 		size := t.start - at - 8
 		if n < leastSymbols || n > mostSymbols || size < 2*n || size > 64*n {
 			continue
 		}
-		names, ok := t.names(image[at+8:t.start], n)
+		names := image[at+8 : t.start]
+		tried, ok := t.walk(names, min(n, mostWalked-walked))
+		if walked += tried; walked == mostWalked {
+			return nil, fmt.Errorf("%w: %d of what may be names stand before its table of tokens", ErrNotLinux, walked)
+		}
 		if !ok {
 			continue
+		}
+		list, err := t.expand(names, n)
+		if err != nil {
+			return nil, err
 		}
 		addresses := findAddresses(mem, image, first, at, t.indexEnd, n)
 		if addresses == nil {
 			return nil, fmt.Errorf("%w: its %d names have no addresses", ErrNotLinux, n)
 		}
-		list := make([]symbol, n)
-		for i, name := range names {
-			list[i] = symbol{addr: addresses[i], kind: name[0], name: name[1:]}
+		for i, addr := range addresses {
+			list[i].addr = addr
 		}
 		return list, nil
 	}
 	return nil, fmt.Errorf("%w: its table of tokens has no names", ErrNotLinux)
 }
 
-// names reads n names, each with its type in front, and checks the markers.
-func (t *tokens) names(b []byte, n int) ([]string, bool) {
-	if !t.beginsWithNames(b) {
-		return nil, false
-	}
-	var names []string
+// walk goes over up to n names, each with its type in front, until one that is none,
+// and tells how many it has looked at and whether markers stand behind them.
+func (t *tokens) walk(b []byte, n int) (tried int, ok bool) {
 	var markers []int
-	var name []byte
 	at := 0
 	for i := range n {
 		if i%perMarker == 0 {
 			markers = append(markers, at)
 		}
 		tokens, next, ok := compressed(b, at)
-		if !ok {
-			return nil, false
+		if !ok || len(tokens) == 0 || t.text[tokens[0]] == "" || strings.IndexByte(symbolTypes, t.text[tokens[0]][0]) < 0 {
+			return i + 1, false
 		}
-		name = name[:0]
-		for _, c := range tokens {
-			name = append(name, t.text[c]...)
-		}
-		if len(name) < 2 || len(name) > 1024 || bytes.IndexByte([]byte(symbolTypes), name[0]) < 0 {
-			return nil, false
-		}
-		names = append(names, printable(string(name)))
 		at = next
 	}
-	return names, hasMarkers(b, at, markers)
+	return n, hasMarkers(b, at, markers)
 }
 
-// beginsWithNames tells quickly what has no names.
-func (t *tokens) beginsWithNames(b []byte) bool {
-	at := 0
-	for range 64 {
-		tokens, next, ok := compressed(b, at)
-		if !ok || len(tokens) == 0 || t.text[tokens[0]] == "" || bytes.IndexByte([]byte(symbolTypes), t.text[tokens[0]][0]) < 0 {
-			return false
+// expand makes symbols without addresses of n names that were gone over.
+func (t *tokens) expand(b []byte, n int) ([]symbol, error) {
+	size, at := 0, 0
+	for range n {
+		tokens, next, _ := compressed(b, at)
+		length := 0
+		for _, c := range tokens {
+			length += len(t.text[c])
 		}
+		if length < 2 || length > maxName {
+			return nil, fmt.Errorf("%w: of its %d names one has %d bytes", ErrNotLinux, n, length)
+		}
+		size += length
 		at = next
 	}
-	return true
+	if size > mostText {
+		return nil, fmt.Errorf("%w: its %d names have %d bytes", ErrNotLinux, n, size)
+	}
+	var text strings.Builder
+	text.Grow(size)
+	list := make([]symbol, n)
+	at = 0
+	for i := range list {
+		tokens, next, _ := compressed(b, at)
+		begin := text.Len()
+		for _, c := range tokens {
+			text.WriteString(t.text[c])
+		}
+		name := text.String()[begin:]
+		list[i] = symbol{kind: name[0], name: printable(name[1:])}
+		at = next
+	}
+	return list, nil
 }
 
 // compressed gives the tokens of a name. Their number has two bytes if it is

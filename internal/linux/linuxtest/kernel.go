@@ -239,20 +239,28 @@ func Image(l Layout, variables ...Symbol) Space {
 		}
 	}
 	align()
-	var index []byte
-	start := len(image)
-	for i := range numTokens {
-		index = binary.LittleEndian.AppendUint16(index, uint16(len(image)-start))
-		if i > ' ' && i <= '~' {
-			image = append(image, byte(i), 0)
-		} else {
-			image = append(image, fmt.Sprintf("to_%02x\x00", i)...)
-		}
-	}
-	align()
-	image = append(image, index...)
+	image = append(image, Tokens(nil)...)
 	if l.behind {
 		addresses()
 	}
 	return Space{Base, padded(image, pageSize)}
+}
+
+// Tokens makes kallsyms' table of tokens with its index: those that are given, the
+// letters for themselves, and others that are in no name.
+func Tokens(given map[byte]string) []byte {
+	var table, index []byte
+	for i := range numTokens {
+		index = binary.LittleEndian.AppendUint16(index, uint16(len(table)))
+		text, ok := given[byte(i)]
+		switch {
+		case ok:
+		case i > ' ' && i <= '~':
+			text = string(rune(i))
+		default:
+			text = fmt.Sprintf("to_%02x", i)
+		}
+		table = append(append(table, text...), 0)
+	}
+	return append(padded(table, 8), index...)
 }
