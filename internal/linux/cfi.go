@@ -319,27 +319,31 @@ const mostEntry = 64
 // findSpecials gives them in order.
 func (k *Kernel) findSpecials(mem Memory) []special {
 	var list []special
-	for i, n := range k.text {
+	next := 0 // the first function behind
+	for _, n := range k.text {
 		s := &k.symbols[n]
-		end := s.addr
-		for _, next := range k.text[i+1:] {
-			if end = k.symbols[next].addr; end != s.addr {
-				break
-			}
+		for next < len(k.text) && k.symbols[k.text[next]].addr <= s.addr {
+			next++
+		}
+		if next == len(k.text) {
+			break
 		}
 		const most = 4096
-		if end <= s.addr || end-s.addr > most || !k.isText(s.addr) || len(list) > 0 && s.addr < list[len(list)-1].end {
+		end := k.symbols[k.text[next]].addr
+		if end-s.addr > most || !k.isText(s.addr) || len(list) > 0 && s.addr < list[len(list)-1].end {
 			continue
 		}
 		whole := extent{s.addr, end}
-		code := make([]byte, min(mostEntry, end-s.addr))
+		code := func() []byte {
+			b := make([]byte, min(mostEntry, end-s.addr))
+			readSparse(mem, s.addr, b)
+			return b
+		}
 		switch name := s.name; {
 		case strings.HasPrefix(name, "__x86_indirect_"):
-			readSparse(mem, s.addr, code)
-			list = append(list, retpolineRules(whole, code)...)
+			list = append(list, retpolineRules(whole, code())...)
 		case strings.HasPrefix(name, "xen_asm_"), strings.HasPrefix(name, "xen_entry_"), name == "xen_iret":
-			readSparse(mem, s.addr, code)
-			list = append(list, bouncedRules(whole, code)...)
+			list = append(list, bouncedRules(whole, code())...)
 		case name == "__switch_to_asm":
 			list = append(list, special{whole, unstuffed(s.addr)})
 		case strings.HasPrefix(name, "asm_call_") && strings.HasSuffix(name, "on_stack"):
@@ -347,8 +351,7 @@ func (k *Kernel) findSpecials(mem Memory) []special {
 		case strings.HasPrefix(name, "entry_SYS"), strings.HasPrefix(name, "entry_INT80"), name == "syscall_return_via_sysret":
 			list = append(list, special{whole, onlyFromUser})
 		case strings.HasPrefix(name, "asm_"):
-			readSparse(mem, s.addr, code)
-			list = append(list, pushedRules(s.addr, code)...)
+			list = append(list, pushedRules(s.addr, code())...)
 		case name == "ret_from_fork", name == "ret_from_fork_asm":
 			// A new task returns here from no call, but debuggers look before it.
 			if n := len(list); n > 0 && list[n-1].end == s.addr {

@@ -60,3 +60,34 @@ func TestLongNames(t *testing.T) {
 	checkRefused(t, manyNames(leastSymbols, make([]byte, 12), long), "one has 1116 bytes")
 	checkRefused(t, manyNames(leastSymbols, make([]byte, 1), map[byte]string{0: "T"}), "one has 1 bytes")
 }
+
+// Functions of which very many are at one address cost no more than others.
+func TestSameAddress(t *testing.T) {
+	const n = 1 << 19
+	k := &Kernel{code: []extent{{linuxtest.Base, linuxtest.Base + pageSize}}}
+	add := func(addr uint64, name string) {
+		k.text = append(k.text, len(k.symbols))
+		k.symbols = append(k.symbols, symbol{addr: addr, kind: 't', name: name})
+	}
+	const same = linuxtest.Base + 0x10
+	add(linuxtest.Base, "before")
+	add(same, "first")
+	for range n {
+		add(same, "another")
+	}
+	add(same, "__switch_to_asm")
+	add(same, "__switch_to_asm")
+	add(same+8, "behind")
+	specials := k.findSpecials(linuxtest.Spaces{})
+	if len(specials) != 1 || specials[0].extent != (extent{same, same + 8}) {
+		t.Errorf("specials are %+v", specials)
+	}
+	looked := 0
+	name, offset, ok := findFunction(len(k.text), func(i int) *symbol { looked++; return &k.symbols[i] }, same+1)
+	if name != "first" || offset != 1 || !ok {
+		t.Errorf("found %s+%d, %v", name, offset, ok)
+	}
+	if looked > 100 {
+		t.Errorf("looked at %d functions", looked)
+	}
+}

@@ -189,9 +189,8 @@ func findFunction(n int, at func(i int) *symbol, addr uint64) (name string, offs
 	if i < 0 {
 		return "", 0, false
 	}
-	for i > 0 && at(i-1).addr == at(i).addr {
-		i--
-	}
+	begin := at(i).addr
+	i = sort.Search(i, func(i int) bool { return at(i).addr == begin })
 	return at(i).name, addr - at(i).addr, true
 }
 
