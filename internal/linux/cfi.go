@@ -119,6 +119,8 @@ const (
 	dataAlign = -8
 	// mostFrameInfo bounds what a table that is not to be trusted grows to.
 	mostFrameInfo = 64 << 20
+	// mostRules bounds the rules that are kept for entries that are alike.
+	mostRules = 1 << 14
 )
 
 // frameInfo makes .debug_frame.
@@ -179,19 +181,28 @@ func (m *Module) frameInfo(base uint64, most int) []byte {
 // code adds what ORC says of code, with an entry for each of its functions, which
 // are n in order, and what specials say in its place, which are in order too.
 func (f *frameInfo) code(o *orc, code []extent, specials []special, n int, function func(i int) *symbol) {
+	rules := map[orcEntry]rule{} // most entries are like others; ok follows from an entry
 	for _, e := range code {
 		next := sort.Search(n, func(i int) bool { return function(i).addr >= e.first })
+		i := sort.Search(len(specials), func(i int) bool { return specials[i].end > e.first })
 		o.each(e, func(first, end uint64, entry orcEntry, ok bool) {
 			for first < end && len(f.b) < f.most {
 				stop, r := end, rule{}
-				i := sort.Search(len(specials), func(i int) bool { return specials[i].end > first })
+				for i < len(specials) && specials[i].end <= first {
+					i++
+				}
 				if i < len(specials) && specials[i].first <= first {
 					stop, r = min(stop, specials[i].end), specials[i].rule(o, entry, ok)
 				} else {
 					if i < len(specials) {
 						stop = min(stop, specials[i].first)
 					}
-					r = o.rule(entry, ok)
+					var known bool
+					if r, known = rules[entry]; !known {
+						if r = o.rule(entry, ok); len(rules) < mostRules {
+							rules[entry] = r
+						}
+					}
 				}
 				for next < n && function(next).addr < first {
 					next++

@@ -31,6 +31,8 @@ const (
 	perMarker = 256
 	// leastImage is more than a vCPU in user mode may see of a kernel: its entry.
 	leastImage = 4 << 20
+	// usualImage is what is read of most kernels.
+	usualImage = 32 << 20
 )
 
 // symbolTypes are the letters that nm prints.
@@ -39,7 +41,7 @@ const symbolTypes = "aAbBcCdDgGiIrRsStTuUvVwW?"
 // findSymbols reads the symbols of a kernel that begins at an address.
 func findSymbols(mem Memory, first uint64) ([]symbol, error) {
 	const chunk = 1 << 20
-	var image []byte
+	image := make([]byte, 0, usualImage)
 	found := 0
 	for hole := 0; len(image) < imageMost && hole < holeMost; {
 		size := min(chunk, int(imageEnd-first)-len(image))
