@@ -302,10 +302,11 @@ func (b *elfBuilder) compressed(name string, data []byte) {
 	b.sections[at].Flags = uint64(elf.SHF_COMPRESSED)
 }
 
-// addDebugInfo adds the sections of types.
+// addDebugInfo adds the sections of types. gdb looks at the beginning of each when it
+// opens a file, so the small one is first, with that of the next behind it.
 func (b *elfBuilder) addDebugInfo(d debugInfo) {
-	b.compressed(".debug_info", d.info)
 	b.compressed(".debug_abbrev", d.abbrev)
+	b.compressed(".debug_info", d.info)
 	b.compressed(".debug_str", d.names)
 }
 
@@ -405,34 +406,39 @@ func symbolSizes(list []symbol, parts []part) []uint64 {
 	return sizes
 }
 
-// file puts the file together, and gives where the middle of its symbols is.
+// file puts the file together, and gives where the middle of its symbols is. What gdb
+// reads to see what a file is comes first, since with all that it reads it reads what is
+// behind it, up to the size of a packet.
 func (b *elfBuilder) file(kind elf.Type) (file []byte, symbols int) {
 	names := b.contents(".shstrtab", elf.SHT_STRTAB, 1, nil)
 	b.data[names], b.sections[names].Size = b.names, uint64(len(b.names))
 	const headerSize, segmentSize, sectionSize = 64, 56, 64
-	at := headerSize + segmentSize*len(b.segments)
-	for i, data := range b.data {
+	table := headerSize + segmentSize*len(b.segments)
+	at := table + sectionSize*len(b.sections)
+	place := func(i int) {
 		s := &b.sections[i]
-		if i > 0 {
-			at = alignUp(at, int(max(s.Addralign, 1)))
-			s.Off = uint64(at)
-		}
-		at += len(data)
-		if elf.SectionType(s.Type) == elf.SHT_SYMTAB {
-			symbols = int(s.Off + s.Size/2)
+		at = alignUp(at, int(max(s.Addralign, 1)))
+		s.Off = uint64(at)
+		at += len(b.data[i])
+	}
+	first := func(i int) bool { return i == names || elf.SectionType(b.sections[i].Type) == elf.SHT_NOTE }
+	for _, early := range []bool{true, false} {
+		for i := 1; i < len(b.sections); i++ {
+			if first(i) == early {
+				place(i)
+			}
 		}
 	}
-	at = alignUp(at, 8)
 	h := elf.Header64{
 		Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
 		Type:  uint16(kind), Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT),
-		Shoff: uint64(at), Ehsize: headerSize,
+		Shoff: uint64(table), Ehsize: headerSize,
 		Shentsize: sectionSize, Shnum: uint16(len(b.sections)), Shstrndx: uint16(names),
 	}
 	if n := len(b.segments); n > 0 {
 		h.Phoff, h.Phentsize, h.Phnum = headerSize, segmentSize, uint16(n)
 	}
-	file = make([]byte, 0, at+sectionSize*len(b.sections))
+	file = make([]byte, 0, at)
 	file, _ = binary.Append(file, binary.LittleEndian, h)
 	for _, e := range b.segments {
 		file, _ = binary.Append(file, binary.LittleEndian, elf.Prog64{
@@ -440,14 +446,15 @@ func (b *elfBuilder) file(kind elf.Type) (file []byte, symbols int) {
 			Vaddr: e.first, Paddr: e.first, Memsz: e.end - e.first, Align: 1,
 		})
 	}
-	for i, data := range b.data {
-		if i > 0 {
-			file = append(append(file, make([]byte, int(b.sections[i].Off)-len(file))...), data...)
-		}
-	}
-	file = append(file, make([]byte, at-len(file))...)
 	for _, s := range b.sections {
 		file, _ = binary.Append(file, binary.LittleEndian, s)
+	}
+	file = file[:at]
+	for i, s := range b.sections {
+		copy(file[s.Off:], b.data[i])
+		if elf.SectionType(s.Type) == elf.SHT_SYMTAB {
+			symbols = int(s.Off + s.Size/2)
+		}
 	}
 	return file, symbols
 }
