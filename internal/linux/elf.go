@@ -131,8 +131,21 @@ func (k *Kernel) Executable() (file []byte, symbols int) {
 		note = append(append(note, "GNU\x00"...), k.buildID...)
 		b.contents(".note.gnu.build-id", elf.SHT_NOTE, 4, append(note, make([]byte, alignUp(len(note), 4)-len(note))...))
 	}
-	b.addSymbols(k.symbols, parts)
+	b.addSymbols(k.withNewTask(), parts)
 	return b.file(elf.ET_EXEC)
+}
+
+// withNewTask gives the kernel's symbols with one for the byte before where a new task
+// begins. Debuggers take that for the return from a call, and look at that byte.
+func (k *Kernel) withNewTask() []symbol {
+	addr, ok := k.Lookup("ret_from_fork_asm")
+	if !ok { // before Linux 6.5
+		if addr, ok = k.Lookup("ret_from_fork"); !ok {
+			return k.symbols
+		}
+	}
+	i := sort.Search(len(k.symbols), func(i int) bool { return k.symbols[i].addr >= addr })
+	return slices.Concat(k.symbols[:i], []symbol{{addr: addr - 1, kind: 't', name: "new_task"}}, k.symbols[i:])
 }
 
 // Address gives where a module's code is, if it has any.

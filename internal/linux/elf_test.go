@@ -80,6 +80,8 @@ func TestExecutable(t *testing.T) {
 				bind          elf.SymBind
 			}{
 				{"leaf", ".text", linuxtest.Function("leaf"), linuxtest.FunctionSize, elf.STT_FUNC, elf.STB_GLOBAL},
+				{"new_task", ".text", linuxtest.Function("ret_from_fork") - 1, 1, elf.STT_FUNC, elf.STB_LOCAL},
+				{"__switch_to_asm", ".text", linuxtest.Function("__switch_to_asm"), linuxtest.FunctionSize - 1, elf.STT_FUNC, elf.STB_GLOBAL},
 				{"_text", ".text", linuxtest.Base, linuxtest.FunctionSize, elf.STT_FUNC, elf.STB_GLOBAL},
 				{"startup_xen", ".text", linuxtest.Base, 0, elf.STT_FUNC, elf.STB_GLOBAL},                                   // the second of two names
 				{"__start_orc_unwind", ".data.other", got["__stop_orc_unwind_ip"].Value, 0, elf.STT_OBJECT, elf.STB_GLOBAL}, // so here
