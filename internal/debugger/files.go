@@ -47,13 +47,14 @@ type kernelFiles struct {
 	of      *linux.Kernel // nil: none was found,
 	missing error         // for this reason
 	mem     linux.Memory  // what it is in, at this stop; nil: no vCPU sees it
+	named   bool          // the client has asked for the name of its file, and not opened that since
 	*made                 // of it; nil: there is none
 }
 
 // made are the files of one kernel.
 type made struct {
-	executable []byte            // nil: not made yet
-	symbols    int64             // who reads its symbols reads this byte of it
+	executable []byte            // with types; nil: not made yet
+	symbols    int               // who reads its symbols reads this byte of it
 	symbolised bool              // the client has read them
 	frames     []byte            // nil: not made yet, or the kernel does not say
 	keeps      bool              // what they were made with
@@ -95,6 +96,7 @@ func (f *kernelFiles) Executable() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	f.named = true
 	return executableFileName(k), nil
 }
 
@@ -161,12 +163,7 @@ func (f *kernelFiles) OpenFile(name string) (rsp.File, error) {
 	if k := f.of; k != nil {
 		switch {
 		case name == executableFileName(k):
-			if f.executable == nil {
-				var symbols int
-				f.executable, symbols = k.Executable()
-				f.symbols = int64(symbols)
-			}
-			return &executable{bytes.NewReader(f.executable), f.made}, nil
+			return f.openExecutable(k), nil
 		case name == fileName(k, framesName) && f.frames != nil:
 			return bytes.NewReader(f.frames), nil
 		}
@@ -177,16 +174,34 @@ func (f *kernelFiles) OpenFile(name string) (rsp.File, error) {
 	return nil, fmt.Errorf("%s: %w", name, fs.ErrNotExist)
 }
 
+// openExecutable opens the kernel's own file. gdb does so when it has asked for the name, to
+// see the sections and which build it is, and once more, to read symbols, if its user has
+// given it no file. So the first has no types, which take long to make, but names all the
+// same, for a client that opens it once.
+func (f *kernelFiles) openExecutable(k *linux.Kernel) *executable {
+	types := !f.named
+	f.named = false
+	file, symbols := f.executable, f.symbols
+	if file == nil {
+		file, symbols = k.Executable(types)
+	}
+	if types {
+		f.executable, f.symbols = file, symbols
+	}
+	return &executable{bytes.NewReader(file), int64(symbols), f.made}
+}
+
 // executable is the kernel as a file that a client has open.
 type executable struct {
 	*bytes.Reader
-	files *made
+	symbols int64 // who reads its symbols reads this byte
+	files   *made
 }
 
 // ReadAt reads, and notes if it is symbols. gdb reads the build's identification,
 // too, of a kernel whose symbol file its user has given it.
 func (e *executable) ReadAt(p []byte, at int64) (int, error) {
-	if s := e.files.symbols; at <= s && s-at < int64(len(p)) {
+	if at <= e.symbols && e.symbols-at < int64(len(p)) {
 		e.files.symbolised = true
 	}
 	return e.Reader.ReadAt(p, at)

@@ -1,13 +1,22 @@
 package debugger
 
 import (
+	"context"
+	"debug/elf"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"gdbserver-xen/internal/linux"
+	"gdbserver-xen/internal/linux/linuxtest"
 )
 
 // Without a kernel clients go on as with a target that has no files. It is looked for
@@ -68,6 +77,93 @@ func TestKernelFiles(t *testing.T) {
 	cs := kernelCapabilities(f.known())
 	if len(cs) != 2 || !strings.HasSuffix(cs[1].Detail, "in package linux-image-6.1.0-56-amd64-dbg") {
 		t.Errorf("capabilities %v", cs)
+	}
+}
+
+// Who has asked for the name of the kernel's file gets it without types first, which take
+// long to make, and then with them.
+func TestTypesOnSecondOpen(t *testing.T) {
+	g := newFilesOfGuest(t)
+	for i, step := range []struct{ asks, types bool }{{true, false}, {false, true}, {true, true}} {
+		if step.asks {
+			if _, err := g.Executable(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		file, err := g.OpenFile(executableFileName(g.k))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := elf.NewFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if symbols, err := f.Symbols(); len(symbols) == 0 || err != nil {
+			t.Errorf("open %d: %d symbols, %v", i, len(symbols), err)
+		}
+		if got := f.Section(".debug_info") != nil; got != step.types {
+			t.Errorf("open %d: types %v, want %v", i, got, step.types)
+		}
+	}
+}
+
+// A real gdb has the kernel's symbols and types, with no file and when it is told later to
+// read the server's. For gdb with the kernel's own the server makes no types. Of a task
+// that has not run yet gdb names no function that has not called it.
+func TestGDBKernel(t *testing.T) {
+	gdb, err := exec.LookPath("gdb")
+	if err != nil {
+		t.Skipf("needs gdb: %v", err)
+	}
+	vmlinux := filepath.Join(t.TempDir(), "vmlinux")
+	k := newFilesOfGuest(t).k
+	file, _ := k.Executable(true)
+	if err := os.WriteFile(vmlinux, file, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	const stack = 0x1000
+	ask := []string{"-ex", fmt.Sprintf("info symbol %#x", linuxtest.Function("middle")+5), "-ex", "info address leaf",
+		"-ex", "ptype struct task_struct",
+		"-ex", fmt.Sprintf("set $rip=%#x", linuxtest.Function("leaf")), "-ex", fmt.Sprintf("set $rsp=%#x", stack),
+		"-ex", fmt.Sprintf("set {long}%#x=%#x", stack, linuxtest.Function("ret_from_fork")), "-ex", "bt", "-ex", "detach"}
+	for name, tt := range map[string]struct {
+		args  []string
+		types bool // the server makes them
+	}{
+		"no file":                       {ask, true},
+		"file":                          {append([]string{vmlinux}, ask...), false},
+		"file later":                    {append([]string{"-ex", "file " + vmlinux}, ask...), true},
+		"symbols of the server's later": {append([]string{vmlinux, "-ex", "symbol-file target:" + executableFileName(k)}, ask...), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newFilesOfGuest(t, live("slhc"))
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			for range 2 { // the second time it has all files
+				addr, served := serveTCP(ctx, t, g.target())
+				out, err := exec.CommandContext(ctx, gdb, append([]string{"-nx", "-batch", "-ex", "target remote " + addr}, tt.args...)...).CombinedOutput()
+				if err != nil {
+					t.Fatalf("gdb: %v\n%s", err, out)
+				}
+				for _, want := range []string{
+					`(?m)^middle \+ 5 in section \.text`, fmt.Sprintf(`(?m)^Symbol "leaf" is .*%#x`, linuxtest.Function("leaf")),
+					`(?m)^type = struct task_struct \{$`, `(?m)^#0 .* leaf \(\)\n#1  .* in new_task \(\)$`, `detached`,
+				} {
+					if !regexp.MustCompile(want).Match(out) {
+						t.Errorf("gdb does not print %s:\n%s", want, out)
+					}
+				}
+				if regexp.MustCompile(`(?i)error|can't|could not|mismatch|no debugging symbols`).Match(out) {
+					t.Errorf("gdb complains:\n%s", out)
+				}
+				if err := <-served; err != nil {
+					t.Error(err)
+				}
+			}
+			if made := g.executable != nil; made != tt.types {
+				t.Errorf("types were made: %v, want %v", made, tt.types)
+			}
+		})
 	}
 }
 

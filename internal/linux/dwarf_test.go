@@ -68,7 +68,7 @@ func allTypes() []byte {
 // madeInfo gives the debug information of a kernel, as Go reads it from its file.
 func madeInfo(t *testing.T, k *Kernel) *dwarf.Data {
 	t.Helper()
-	file, _ := k.Executable()
+	file, _ := k.Executable(true)
 	f, err := elf.NewFile(bytes.NewReader(file))
 	if err != nil {
 		t.Fatal(err)

@@ -110,9 +110,10 @@ func (k *Kernel) findBuildID(mem Memory) {
 }
 
 // Executable makes a file that stands for the kernel's symbol file: with its symbols,
-// its build's identification and, once ReadTypes was called, its types. Who reads its
-// symbols reads the byte at symbols, and who wants to know what file it is does not.
-func (k *Kernel) Executable() (file []byte, symbols int) {
+// its build's identification and, if that is wanted and ReadTypes was called, its types,
+// which take ten times as long as the rest. Who reads its symbols reads the byte at
+// symbols, and who wants to know what file it is does not.
+func (k *Kernel) Executable(types bool) (file []byte, symbols int) {
 	b := &elfBuilder{}
 	parts := k.parts()
 	for _, p := range parts {
@@ -121,7 +122,7 @@ func (k *Kernel) Executable() (file []byte, symbols int) {
 	if len(parts) > 0 {
 		b.segments = append(b.segments, extent{parts[0].first, parts[len(parts)-1].end})
 	}
-	if k.btf != nil {
+	if types && k.btf != nil {
 		b.addDebugInfo(k.debugInfo())
 	}
 	if k.buildID != nil {

@@ -42,8 +42,8 @@ func TestExecutable(t *testing.T) {
 			if k.Release() != l.Version || k.SymbolPackage() != "" || k.Slide() != linuxtest.Base-linkBase {
 				t.Errorf("release %s, package %q, slide %#x", k.Release(), k.SymbolPackage(), k.Slide())
 			}
-			file, symbols := k.Executable()
-			if again, _ := k.Executable(); !bytes.Equal(file, again) {
+			file, symbols := k.Executable(true)
+			if again, _ := k.Executable(true); !bytes.Equal(file, again) {
 				t.Error("it is not the same each time")
 			}
 			f, err := elf.NewFile(bytes.NewReader(file))
@@ -150,7 +150,7 @@ func TestReadelf(t *testing.T) {
 		t.Skip("readelf is not installed")
 	}
 	_, k := foundKernel(t, linuxtest.Layouts[2])
-	executable, _ := k.Executable()
+	executable, _ := k.Executable(true)
 	d := newFakeData("6.1")
 	d.SetModules(fakeLoaded, linuxtest.Layouts[2].CallEntry(24, -16))
 	d.orc = k.orc

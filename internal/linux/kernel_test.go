@@ -307,7 +307,7 @@ func (d *fakeData) use(damaged linuxtest.Space, _ uint64) {
 		k.Stack(mem, task)
 	}
 	modules, _ := k.Modules(mem)
-	k.Executable()
+	k.Executable(true)
 	for _, m := range modules {
 		k.File(m)
 	}
@@ -319,7 +319,7 @@ func use(mem linuxtest.Space, seed uint64) {
 	if err != nil {
 		return
 	}
-	if file, _ := k.Executable(); len(file) > 1<<20 || len(k.FrameInfo(true)) > 1<<20 {
+	if file, _ := k.Executable(true); len(file) > 1<<20 || len(k.FrameInfo(true)) > 1<<20 {
 		panic("a file is too large")
 	}
 	rnd := rand.New(rand.NewPCG(seed, 0))
