@@ -96,7 +96,7 @@ func parseStacks(t *testing.T, h *lab.Host, printed string) []printedStack {
 // Stacks of a guest that works are whole, wherever it was stopped, and named as the
 // symbol file has it. The guest runs on.
 func TestBacktraceCommand(t *testing.T) {
-	const times = 20
+	const times = 5
 	eachLinux(t, lab.GuestConfig{Cmdline: "work=load"}, func(t *testing.T, h *lab.Host, g *lab.Guest) {
 		ticks(t, g)
 		seen := map[string]bool{}
@@ -124,7 +124,7 @@ func TestBacktraceCommand(t *testing.T) {
 		// The same, for a debugger, which finds the kernel once.
 		s := attach(t, h, g)
 		c := s.dial()
-		stops := scaled(t, 100, 1000)
+		stops := scaled(t, 30, 1000)
 		for range stops {
 			c.interruptAfter(time.Duration(rand.IntN(30)) * time.Millisecond)
 			check(c.monitor("bt"))
