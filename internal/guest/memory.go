@@ -82,7 +82,10 @@ type memory interface {
 	forget(keepWriting bool) error
 	// drop also unmaps all frames.
 	drop() error
-	// untold tells whether the hypervisor is to be told of frames that were written.
+	// noteWrite notes that a frame was written at an offset, of which the hypervisor is to be
+	// told.
+	noteWrite(frame uint64, offset int)
+	// untold tells whether there are such frames.
 	untold() bool
 	// tell tells it.
 	tell() error
@@ -323,6 +326,8 @@ func (m *frames[F]) write(v *view, addr uint64, p []byte) (err error) {
 	}
 	return nil
 }
+
+func (m *frames[F]) noteWrite(frame uint64, offset int) { m.written[F(frame)] = offset }
 
 func (m *frames[F]) untold() bool { return len(m.written) > 0 }
 

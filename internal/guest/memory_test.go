@@ -819,6 +819,37 @@ func TestModifiedFrames(t *testing.T) {
 	})
 }
 
+// So it is of a breakpoint that was lifted when the server was killed.
+func TestModifiedFramesTakenOver(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind xen.Kind) {
+		f := newFixture(t, kind, 1)
+		frame := f.pt.MapPage(text, pattern(1, xen.PageSize))
+		ledger, err := guest.NewLedger(make([]byte, guest.LedgerSize))
+		if err != nil {
+			t.Fatal(err)
+		}
+		g, err := guest.Attach(f.Host(), 3, ledger)
+		if err != nil {
+			t.Fatal(err)
+		}
+		plant, err := g.Plant(0, text+5, []byte{guest.Int3})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Lift(plant); err != nil {
+			t.Fatal(err)
+		}
+		f.ReleaseMappings()
+		heir, err := guest.TakeOver(f.Host(), ledger)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := heir.Detach(); err != nil || !f.d.Modified(frame) || !bytes.Equal(f.d.Frame(frame), pattern(1, xen.PageSize)) {
+			t.Errorf("detach: %v; told: %v", err, f.d.Modified(frame))
+		}
+	})
+}
+
 // That the hypervisor cannot be told is said, and holds up nothing.
 func TestModifiedFramesUntold(t *testing.T) {
 	eachKind(t, func(t *testing.T, kind xen.Kind) {

@@ -238,7 +238,7 @@ func (m *frames[F]) poke(frame uint64, offset int, p []byte) error {
 	page, err := mapping.Page(0)
 	if err == nil {
 		store(page[offset:], p)
-		m.written[F(frame)] = offset
+		m.noteWrite(frame, offset)
 	}
 	return errors.Join(err, m.wrote(mapping))
 }

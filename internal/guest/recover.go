@@ -64,6 +64,7 @@ func takeOver(host *xen.Host, ledger *Ledger) (*Guest, error) {
 	g.parking.spot, g.parking.syscall = ledger.Parking()
 	for _, p := range ledger.plants() {
 		p.ledger = ledger
+		g.mem.noteWrite(p.frame, p.offset)
 		// It may not have been written yet, or be the guest's again.
 		switch err := g.intact(p); {
 		case errors.Is(err, ErrRewritten):
