@@ -7,6 +7,7 @@ package xen
 import (
 	"encoding/binary"
 	"errors"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,15 +23,13 @@ const (
 // the hypervisor does not take are left out: while it keeps a log of dirty frames, it
 // refuses the highest of all.
 func (h *Host) GuestFramesModified(domain DomID, frames []GFN) error {
-	for len(frames) > 0 {
-		some := frames[:min(len(frames), modifiedMost)]
-		frames = frames[len(some):]
+	for some := range slices.Chunk(frames, modifiedMost) {
 		err := h.guestFramesModified(domain, some)
 		if errors.Is(err, unix.EINVAL) {
 			err = nil // of which is not said, nor which were done
-			for i := 0; i < len(some) && err == nil; i++ {
-				if err = h.guestFramesModified(domain, some[i:i+1]); errors.Is(err, unix.EINVAL) {
-					err = nil
+			for one := range slices.Chunk(some, 1) {
+				if e := h.guestFramesModified(domain, one); !errors.Is(e, unix.EINVAL) {
+					err = errors.Join(err, e)
 				}
 			}
 		}

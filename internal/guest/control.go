@@ -160,15 +160,8 @@ func (g *Guest) RedirectTraps(n int) error {
 // of ours stops the guest any more.
 // Preconditions: the guest is paused.
 func (g *Guest) Disarm() error {
-	var errs []error
-	for _, p := range slices.Clone(g.plants) {
-		if g.atParking(p) {
-			continue // until no vCPU can come there
-		}
-		if err := g.Unplant(p); err != nil && !errors.Is(err, ErrRewritten) {
-			errs = append(errs, err)
-		}
-	}
+	// The parking spot stays until no vCPU can come there.
+	errs := []error{g.unplant(func(p *Plant) bool { return !g.atParking(p) })}
 	for n := range g.vcpus {
 		if g.ledger.has(n, flagDebug) {
 			errs = append(errs, g.restore(n, flagDebug))
@@ -198,11 +191,7 @@ func (g *Guest) undo() error {
 			errs = append(errs, g.restore(n, changes))
 		}
 	}
-	for _, p := range slices.Clone(g.plants) {
-		if err := g.Unplant(p); err != nil && !errors.Is(err, ErrRewritten) {
-			errs = append(errs, err)
-		}
-	}
+	errs = append(errs, g.unplant(func(*Plant) bool { return true }))
 	g.SetParking(0, 0)
 	return errors.Join(errs...)
 }

@@ -106,15 +106,7 @@ func (g *Guest) LeaveParking() error {
 			return err
 		}
 	}
-	for _, p := range slices.Clone(g.plants) {
-		if !g.atParking(p) {
-			continue
-		}
-		if err := g.Unplant(p); err != nil && !errors.Is(err, ErrRewritten) {
-			return err
-		}
-	}
-	return nil
+	return g.unplant(g.atParking)
 }
 
 // unpark finds out whether a vCPU whose context was just read stands at the

@@ -193,6 +193,20 @@ func (g *Guest) Unplant(p *Plant) error {
 	return err
 }
 
+// unplant takes some plants back, but for what the guest has overwritten.
+func (g *Guest) unplant(which func(p *Plant) bool) error {
+	var errs []error
+	for _, p := range slices.Clone(g.plants) {
+		if !which(p) {
+			continue
+		}
+		if err := g.Unplant(p); err != nil && !errors.Is(err, ErrRewritten) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // PlantedAt gives the int3 of ours that a vCPU finds at an address, or nil.
 func (g *Guest) PlantedAt(vcpu int, addr uint64) *Plant {
 	v, err := g.view(vcpu)
