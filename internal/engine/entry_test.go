@@ -3,7 +3,6 @@ package engine
 import (
 	"encoding/binary"
 	"fmt"
-	"log/slog"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -196,11 +195,7 @@ func TestRedirectStepOutOfKernelKilled(t *testing.T) {
 		})
 		k.release()
 		where := fmt.Sprintf("killed at call %d", calls)
-		if left, err := guest.OpenLedger(mem); err == nil {
-			if err := Recover(f.Host(), left, slog.New(slog.DiscardHandler)); err != nil {
-				t.Fatalf("%s: %v", where, err)
-			}
-		}
+		f.recover(mem, where)
 		f.run(0)
 		f.run(0)
 		c := &f.d.VCPU(0).Context

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"testing"
 	"time"
 
@@ -125,11 +124,7 @@ func TestRedirectOneNewHandlerKilledAnywhere(t *testing.T) {
 				return
 			}
 			k.release()
-			if left, err := guest.OpenLedger(mem); err == nil {
-				if err := Recover(f.Host(), left, slog.New(slog.DiscardHandler)); err != nil {
-					t.Fatalf("killed at call %d: %v", calls, err)
-				}
-			}
+			f.recover(mem, fmt.Sprintf("killed at call %d", calls))
 			if f.d.VCPU(0).Context.Traps != traps {
 				t.Fatalf("killed at call %d: the guest did not get its handlers back", calls)
 			}
@@ -219,11 +214,7 @@ func TestRedirectSpotLost(t *testing.T) {
 			k.Transport.Close()
 		} else {
 			k.release()
-			if left, err := guest.OpenLedger(mem); err == nil {
-				if err := Recover(f.Host(), left, slog.New(slog.DiscardHandler)); err != nil {
-					t.Fatalf("killed at call %d: %v", calls, err)
-				}
-			}
+			f.recover(mem, fmt.Sprintf("killed at call %d", calls))
 		}
 		for n := range traps {
 			if f.d.VCPU(n).Context.Traps != traps[n] {

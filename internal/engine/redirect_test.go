@@ -864,6 +864,18 @@ func (k *killer) Unmap(mem []byte) error {
 	return k.Transport.Unmap(mem)
 }
 
+// recover undoes what a killed server has left, if anything.
+func (f *fixture) recover(mem []byte, where string) {
+	f.t.Helper()
+	left, err := guest.OpenLedger(mem)
+	if err != nil {
+		return
+	}
+	if err := Recover(f.Host(), left, slog.New(slog.DiscardHandler)); err != nil {
+		f.t.Fatalf("%s: %v", where, err)
+	}
+}
+
 // untilKilled tells whether f was done, and says so, before a killer ended it.
 func untilKilled(f func() bool) bool {
 	defer func() {
@@ -1048,11 +1060,7 @@ func TestRedirectKilledAnywhere(t *testing.T) {
 		k.release()
 		where := fmt.Sprintf("killed at call %d", calls)
 		began := time.Now()
-		if left, err := guest.OpenLedger(mem); err == nil {
-			if err := Recover(f.Host(), left, slog.New(slog.DiscardHandler)); err != nil {
-				t.Fatalf("%s: %v", where, err)
-			}
-		}
+		f.recover(mem, where)
 		if took := time.Since(began); took > settleTime {
 			t.Errorf("%s: it takes %v to undo: a trap is waited for that does not come", where, took)
 		}
