@@ -411,10 +411,12 @@ func (e *monitor) Wait(ctx context.Context) error {
 			continue
 		}
 		e.lookedAfter = time.Now()
-		if trapped, err := e.trapped(); err != nil {
+		if there, err := e.atGuard(); err != nil {
 			return err
-		} else if trapped {
-			return e.giveUp()
+		} else if there {
+			if err := e.lookAtGuard(); err != nil {
+				return err
+			}
 		}
 	}
 }
@@ -775,20 +777,37 @@ func (e *monitor) beginDetour(n, stepper int, r *x86.Registers) error {
 		return e.callOff(stepper) // the guest has overwritten it
 	}
 	e.detour = detour{on: true, vcpu: n, landing: p}
+	var err error
+	if e.detour.held, err = e.holdOthers(n); err != nil {
+		return err
+	}
+	return e.setTF(n)
+}
+
+// holdOthers holds all vCPUs that may run but one, and gives which.
+func (e *monitor) holdOthers(n int) (held []int, err error) {
 	vcpus, err := e.g.VCPUs()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, m := range vcpus {
 		if m == n || e.waiting[m] || e.g.Held(m) {
 			continue
 		}
 		if err := e.g.Hold(m); err != nil {
-			return err
+			return held, err
 		}
-		e.detour.held = append(e.detour.held, m)
+		held = append(held, m)
 	}
-	return e.setTF(n)
+	return held, nil
+}
+
+// release ends holdOthers.
+func (e *monitor) release(held []int) (err error) {
+	for _, m := range held {
+		err = errors.Join(err, e.g.Release(m))
+	}
+	return err
 }
 
 // endDetour ends the detour, done or not.
@@ -798,10 +817,7 @@ func (e *monitor) endDetour() error {
 		return nil
 	}
 	e.detour = detour{}
-	err := e.clearTF(d.vcpu, hop{})
-	for _, m := range d.held {
-		err = errors.Join(err, e.g.Release(m))
-	}
+	err := errors.Join(e.clearTF(d.vcpu, hop{}), e.release(d.held))
 	if stepper := e.landingOf(d.landing); stepper >= 0 && e.g.Replant(d.landing) != nil {
 		err = errors.Join(err, e.callOff(stepper))
 	}

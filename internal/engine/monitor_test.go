@@ -633,6 +633,50 @@ func TestMonitorUnreported(t *testing.T) {
 	f.detach(nops)
 }
 
+// A vCPU that is in the guest's handler by an int3 of the guest's own, from before that
+// was guarded or past the monitor, goes on there: alone, and then the guard is there.
+func TestMonitorOwnInt3AtGuard(t *testing.T) {
+	for _, before := range []bool{true, false} {
+		f := newMonitored(t, xentest.Config{}, 2, nops)
+		f.resume(Run, Run)
+		if before {
+			f.unreportedInt3(0, text+8)
+		}
+		f.pause()
+		f.plant(text + 4)
+		goesOn := make(chan struct{})
+		go func() {
+			defer close(goesOn)
+			for on := false; !on && t.Context().Err() == nil; {
+				runs := f.d.Pauses() == 0
+				f.Do(func() {
+					c := &f.d.VCPU(0).Context
+					if on = runs && c.RIP == int3Handler && !f.d.VCPU(1).Online; on {
+						c.RIP += 3
+					}
+				})
+			}
+		}()
+		f.resume(Run, Run)
+		if !before {
+			f.unreportedInt3(0, text+8)
+			f.idle()
+		}
+		select {
+		case <-goesOn:
+		case <-time.After(5 * time.Second):
+			t.Fatal("the vCPU does not go on")
+		}
+		f.idle()
+		if got := f.d.Frame(f.handlers)[0x10:0x12]; !bytes.Equal(got, jumpToItself) {
+			t.Errorf("the handler of int3 is % x", got)
+		}
+		f.int3(1, text+4, rsp)
+		f.wait(Stop{VCPU: 1, Trap: Breakpoint})
+		f.detach(nops)
+	}
+}
+
 // Nor does it in the way of giving the guest back.
 func TestMonitorCloseUnreported(t *testing.T) {
 	f := newMonitored(t, xentest.Config{}, 2, nops)

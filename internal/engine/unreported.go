@@ -4,7 +4,8 @@
 // delivers a guest's INT3 without a look at what the hypervisor intercepts. The
 // guest's kernel would take it for an error of its own and panic. So until the
 // first int3 has been reported, the kernel's handler of int3 begins with a jump to
-// itself, and a vCPU that comes there can be sent back.
+// itself, and a vCPU that comes there can be sent back. One that was there before, by
+// an int3 of the guest's own, is let off first.
 
 package engine
 
@@ -12,6 +13,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"gdbserver-xen/x86"
 	"gdbserver-xen/xen"
@@ -39,6 +41,11 @@ func (e *monitor) plantGuard() error {
 	}
 	at, err := e.g.Gate(vcpus[0], xen.VectorBreakpoint)
 	if err == nil {
+		for _, n := range vcpus {
+			if err := e.letOff(n, at); err != nil {
+				return err
+			}
+		}
 		e.g.Ledger().SetScratch(at)
 		e.guard, err = e.g.Plant(vcpus[0], at, jumpToItself)
 	}
@@ -62,8 +69,36 @@ func (e *monitor) liftGuard() error {
 	return nil
 }
 
-// trapped tells whether a vCPU is at the jump.
-func (e *monitor) trapped() (bool, error) {
+// letOff lets a vCPU run that is where the jump is to be, until it is not: others, which
+// might come to an int3 of ours, are held. It takes one whose domain somebody else has
+// paused, or that is held itself, as it is.
+// Preconditions: the guest is paused.
+func (e *monitor) letOff(n int, at uint64) error {
+	for deadline := time.Now().Add(briefly); time.Now().Before(deadline); {
+		r, err := e.g.Registers(n)
+		if isDown(err) || err == nil && (r.RIP != at || e.waiting[n] || e.g.Held(n)) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		held, err := e.holdOthers(n)
+		if err == nil {
+			err = e.g.ResumeBriefly()
+		}
+		if err == nil {
+			time.Sleep(pollFirst)
+			err = e.g.Pause()
+		}
+		if err = errors.Join(err, e.release(held)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// atGuard tells whether a vCPU is at the jump.
+func (e *monitor) atGuard() (bool, error) {
 	if e.guard == nil {
 		return false, nil
 	}
@@ -81,12 +116,44 @@ func (e *monitor) trapped() (bool, error) {
 	return false, nil
 }
 
-// giveUp takes all int3 of ours away, after one was not reported, and says so.
-func (e *monitor) giveUp() error {
-	err := e.g.Pause()
-	if err != nil {
+// trapped tells whether a vCPU is at the jump by an int3 of ours.
+// Preconditions: the guest is paused.
+func (e *monitor) trapped() (bool, error) {
+	if e.guard == nil {
+		return false, nil
+	}
+	for n := range e.hops {
+		_, ours, err := e.unreportedAt(n, e.guard.Addr())
+		if ours || err != nil {
+			return ours, err
+		}
+	}
+	return false, nil
+}
+
+// lookAtGuard deals with a vCPU that is at the jump.
+func (e *monitor) lookAtGuard() error {
+	if err := e.g.Pause(); err != nil {
 		return err
 	}
+	switch trapped, err := e.trapped(); {
+	case err != nil:
+		return err
+	case trapped:
+		return e.giveUp()
+	}
+	if err := e.liftGuard(); err != nil {
+		return err
+	}
+	if err := e.plantGuard(); err != nil {
+		return err
+	}
+	return e.goOn()
+}
+
+// giveUp takes all int3 of ours away, after one was not reported, and says so.
+// Preconditions: the guest is paused.
+func (e *monitor) giveUp() error {
 	return errors.Join(fmt.Errorf("%w: %w", ErrUnavailable, ErrUnreported), e.takeUnreported())
 }
 
@@ -104,32 +171,38 @@ func (e *monitor) takeUnreported() error {
 	return err
 }
 
+// An interruptFrame is what the processor pushes for an exception without an error code
+// (SDM vol. 3A, section 6.14.2).
+type interruptFrame struct{ RIP, CS, RFLAGS, RSP uint64 }
+
+// unreportedAt tells whether a vCPU is where the jump is by an int3 of ours, and gives
+// what the processor has pushed for that.
+func (e *monitor) unreportedAt(n int, guarded uint64) (frame interruptFrame, ours bool, err error) {
+	r, err := e.g.Registers(n)
+	if isDown(err) {
+		return frame, false, nil
+	}
+	if err != nil || r.RIP != guarded {
+		return frame, false, err
+	}
+	b := make([]byte, binary.Size(frame))
+	if got, err := e.g.Read(n, r.RSP, b); err != nil || got < len(b) {
+		return frame, false, err
+	}
+	if _, err := binary.Decode(b, binary.LittleEndian, &frame); err != nil {
+		return frame, false, err
+	}
+	return frame, e.g.PlantedAt(n, frame.RIP-1) != nil, nil
+}
+
 // sendBack puts a vCPU that is at the jump, by an int3 of ours in the kernel, back
 // to that int3. One that has come there by its own goes on in the handler.
 func (e *monitor) sendBack(n int, guarded uint64) error {
-	r, err := e.g.Registers(n)
-	if isDown(err) {
-		return nil
-	}
-	if err != nil || r.RIP != guarded {
+	frame, ours, err := e.unreportedAt(n, guarded)
+	if err != nil || !ours || frame.CS&3 != 0 {
 		return err
-	}
-	// What the processor has pushed (SDM vol. 3A, section 6.14.2).
-	const (
-		rip    = 0
-		cs     = 8
-		rflags = 16
-		rsp    = 24
-	)
-	var frame [32]byte
-	if got, err := e.g.Read(n, r.RSP, frame[:]); err != nil || got < len(frame) {
-		return err
-	}
-	word := binary.LittleEndian.Uint64
-	if e.g.PlantedAt(n, word(frame[rip:])-1) == nil || frame[cs]&3 != 0 {
-		return nil
 	}
 	return e.g.Alter(n, func(ctx *xen.VCPUContext) {
-		ctx.RIP, ctx.RFLAGS, ctx.RSP = word(frame[rip:])-1, word(frame[rflags:]), word(frame[rsp:])
+		ctx.RIP, ctx.RFLAGS, ctx.RSP = frame.RIP-1, frame.RFLAGS, frame.RSP
 	})
 }
