@@ -14,7 +14,6 @@
 #                every four seconds what the kernel says of its modules, its tasks
 #                and their stacks
 spin() { while :; do :; done; }
-naps() { while :; do usleep 10000; done; }
 churn() {
 	while :; do
 		head -c 300000 /dev/zero | tr '\0' x | wc -c >/dev/null
@@ -24,7 +23,7 @@ churn() {
 each_cpu() {
 	cpu=0
 	while [ "$cpu" -lt "$(grep -c ^processor /proc/cpuinfo)" ]; do
-		taskset $((1 << cpu)) /init "$1" &
+		taskset $((1 << cpu)) "$@" &
 		cpu=$((cpu + 1))
 	done
 }
@@ -70,19 +69,19 @@ toggle() {
 	echo "inside $1"
 }
 case "$1" in
-spin | naps | churn) "$1" ;; # never ends
+spin | churn) "$1" ;; # never ends
 esac
 mount -t proc proc /proc
 case "$work" in
-busy) each_cpu spin ;;
-sleep) each_cpu naps ;;
+busy) each_cpu /init spin ;;
+sleep) each_cpu /bin/nap ;;
 load)
-	each_cpu naps
-	each_cpu churn
+	each_cpu /bin/nap
+	each_cpu /init churn
 	;;
 traps | toggle)
 	probe
-	each_cpu naps
+	each_cpu /bin/nap
 	/bin/traps &
 	;;
 modules) load ;;

@@ -19,11 +19,12 @@ import (
 )
 
 // DefaultCPU is QEMU's CPU model of a host: what Xen needs to run PV and PVH
-// guests. Models with SMAP crash a PV dom0.
-const DefaultCPU = "qemu64,+svm,+npt"
+// guests. Models with SMAP crash a PV dom0; without RDRAND each xl create waits
+// two seconds for random numbers that dom0 does not have.
+const DefaultCPU = "qemu64,+svm,+npt,+rdrand"
 
 // VectorCPU adds the vector registers, up to AVX2.
-const VectorCPU = "qemu64,+svm,+npt,+xsave,+xsaveopt,+avx,+avx2,+sse4.1,+sse4.2,+ssse3,+popcnt,+aes,+bmi1,+bmi2"
+const VectorCPU = "qemu64,+svm,+npt,+rdrand,+xsave,+xsaveopt,+avx,+avx2,+sse4.1,+sse4.2,+ssse3,+popcnt,+aes,+bmi1,+bmi2"
 
 // A Config says what host to start. The zero value is Xen 4.17 on three CPUs.
 type Config struct {

@@ -32,8 +32,10 @@ var (
 	dom0Init string
 	//go:embed guest.sh
 	guestInit string
-	//go:embed traps/traps.s
+	//go:embed programs/traps.s
 	trapsSource string
+	//go:embed programs/nap.s
+	napSource string
 )
 
 // Modules dom0 loads; what they depend on is added.
@@ -90,7 +92,7 @@ func (c *cache) buildImage(ctx context.Context, r release) (image, error) {
 	if err != nil {
 		return image{}, err
 	}
-	name := "image-" + r.Xen + "-" + key(strings.Join(names, " "), imageSource, cpioSource, kernelSource, dom0Init, guestInit, trapsSource)
+	name := "image-" + r.Xen + "-" + key(strings.Join(names, " "), imageSource, cpioSource, kernelSource, dom0Init, guestInit, trapsSource, napSource)
 	dir, err := c.get(ctx, name, func(dir string) error {
 		b := imageBuilder{release: r, kernel: kernel, root: filepath.Join(dir, "root"), dir: dir}
 		defer os.RemoveAll(b.root)
@@ -137,8 +139,10 @@ func (b imageBuilder) build(ctx context.Context) error {
 	if err := extractKernel(ctx, filepath.Join(b.root, "boot/vmlinuz-"+b.kernel), filepath.Join(b.dir, "vmlinux")); err != nil {
 		return err
 	}
-	if err := b.traps(ctx); err != nil {
-		return err
+	for name, source := range map[string]string{"traps": trapsSource, "nap": napSource} {
+		if err := b.assemble(ctx, name, source); err != nil {
+			return err
+		}
 	}
 	if err := writeCpio(filepath.Join(b.dir, "guest.cpio"), func(c *cpioWriter) error { return b.guest(ctx, c) }); err != nil {
 		return err
@@ -166,15 +170,15 @@ func writeCpio(path string, fill func(*cpioWriter) error) error {
 	return f.Close()
 }
 
-// traps builds a program of the guests.
-func (b imageBuilder) traps(ctx context.Context) error {
+// assemble builds a program of the guests.
+func (b imageBuilder) assemble(ctx context.Context, name, source string) error {
 	if err := EnsureTools(ctx, map[string]string{"as": "binutils", "ld": "binutils"}); err != nil {
 		return err
 	}
-	object := filepath.Join(b.root, "traps.o")
+	object := filepath.Join(b.root, name+".o")
 	assemble := exec.CommandContext(ctx, "as", "--64", "--fatal-warnings", "-o", object)
-	assemble.Stdin = strings.NewReader(trapsSource)
-	link := exec.CommandContext(ctx, "ld", "-m", "elf_x86_64", "-static", "-nostdlib", "-o", filepath.Join(b.root, "traps"), object)
+	assemble.Stdin = strings.NewReader(source)
+	link := exec.CommandContext(ctx, "ld", "-m", "elf_x86_64", "-static", "-nostdlib", "-o", filepath.Join(b.root, name), object)
 	for _, cmd := range []*exec.Cmd{assemble, link} {
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("%s: %w\n%s", cmd.Args[0], err, out)
@@ -199,7 +203,9 @@ func (b imageBuilder) guest(ctx context.Context, c *cpioWriter) error {
 	for _, applet := range []string{"sh", "mount", "sleep", "usleep", "taskset", "grep", "dd", "head", "tr", "wc", "cat", "insmod"} {
 		c.symlink("bin/"+applet, "busybox")
 	}
-	c.copyFile("bin/traps", filepath.Join(b.root, "traps"))
+	for _, name := range []string{"traps", "nap"} {
+		c.copyFile("bin/"+name, filepath.Join(b.root, name))
+	}
 	for _, name := range guestModules {
 		module, err := b.module(ctx, name)
 		if err != nil {
