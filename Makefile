@@ -68,7 +68,7 @@ unit: $(TALLY)
 lab-tests: $(TALLY) bin/xenlab
 	@bin/xenlab prepare --gdbsx || true # the tests fail with the same words
 	@$(TALLY) run -o $(RESULTS)/lab.json -again 'this machine is broken' -flaky 3 \
-	env GDBSERVER_XEN_LAB=1 $(GO) test -json -count=1 -p 1 -timeout 60m \
+	env GDBSERVER_XEN_LAB=1 $(GO) test -json -count=1 -p 1 -timeout 75m \
 	$$($(GO) list -f '{{.ImportPath}} {{.TestImports}} {{.XTestImports}}' ./... | awk '/lab\/labtest/ { print $$1 }')
 
 .PHONY: matrix

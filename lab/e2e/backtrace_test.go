@@ -97,7 +97,7 @@ func parseStacks(t *testing.T, h *lab.Host, printed string) []printedStack {
 // symbol file has it. The guest runs on.
 func TestBacktraceCommand(t *testing.T) {
 	const times = 5
-	eachLinux(t, lab.GuestConfig{Cmdline: "work=load"}, func(t *testing.T, h *lab.Host, g *lab.Guest) {
+	eachLinux(t, loaded, func(t *testing.T, h *lab.Host, g *lab.Guest) {
 		ticks(t, g)
 		seen := map[string]bool{}
 		stacks, whole := 0, 0

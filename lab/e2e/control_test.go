@@ -24,9 +24,7 @@ var controlled = []lab.Kind{lab.PV, lab.PVH}
 func eachControlled(t *testing.T, guest lab.GuestConfig, test func(t *testing.T, h *lab.Host, g *lab.Guest)) {
 	run := func(name string, cfg lab.Config, kind lab.Kind) {
 		t.Run(name, func(t *testing.T) {
-			h := alone(t, cfg)
-			guest.Kind = kind
-			g := labtest.Guest(t, h, guest)
+			h, g := guestOf(t, cfg, guest, kind)
 			test(t, h, g)
 			ticks(t, g)
 			healthy(t, g)
@@ -62,9 +60,8 @@ func eachKindHere(t *testing.T, test func(t *testing.T, h *lab.Host, kind lab.Ki
 func eachLinux(t *testing.T, guest lab.GuestConfig, test func(t *testing.T, h *lab.Host, g *lab.Guest)) {
 	eachKind(func(name string, cfg lab.Config, kind lab.Kind) {
 		t.Run(name, func(t *testing.T) {
-			h := host(t, cfg)
-			guest.Kind = kind
-			test(t, h, labtest.Guest(t, h, guest))
+			h, g := guestOf(t, cfg, guest, kind)
+			test(t, h, g)
 		})
 	})
 }
@@ -101,7 +98,7 @@ def step(times):
 // let go.
 func TestRunControl(t *testing.T) {
 	steps := scaled(t, 50, 500)
-	eachControlled(t, lab.GuestConfig{Cmdline: "work=sleep"}, func(t *testing.T, h *lab.Host, g *lab.Guest) {
+	eachControlled(t, sleeping, func(t *testing.T, h *lab.Host, g *lab.Guest) {
 		s := attach(t, h, g)
 		args := []string{
 			"-ex", "break hrtimer_nanosleep", "-ex", "continue", "-ex", "bt", "-ex", "p clockid",
@@ -111,7 +108,7 @@ func TestRunControl(t *testing.T) {
 			"-ex", "hbreak hrtimer_nanosleep", "-ex", "continue", "-ex", "continue", "-ex", "delete",
 			"-ex", "watch jiffies_64", "-ex", "continue", "-ex", "continue", "-ex", "delete"}
 		want := []string{
-			`hit Breakpoint 1, hrtimer_nanosleep \(rqtp=\d+, mode=HRTIMER_MODE_REL`,
+			`hit Breakpoint 1, hrtimer_nanosleep \(rqtp=\d+, mode=(mode@entry=)?HRTIMER_MODE_REL`,
 			`#0  hrtimer_nanosleep`, `#\d+ .*do_syscall_64`, `\$1 = [01]`,
 			`\n\d+\t`, `\n\d+\t`, `\n\w+ \(.*\) at \S+:\d+\n`, // lines of the source, and a caller
 			fmt.Sprintf(`stepped %d times on one vCPU, to \d\d+ places`, steps),
@@ -175,7 +172,7 @@ func sameHits(t *testing.T, told, counted []int, passed int) {
 // is told once: as often as the guest counts them itself.
 func TestHits(t *testing.T) {
 	hits := scaled(t, 100, 200)
-	eachControlled(t, lab.GuestConfig{Cmdline: "work=sleep " + countingProbe}, func(t *testing.T, h *lab.Host, g *lab.Guest) {
+	eachControlled(t, sleeping, func(t *testing.T, h *lab.Host, g *lab.Guest) {
 		s := attach(t, h, g)
 		c := s.dial()
 		counters := probeCounters(t, h, g, c)
@@ -214,7 +211,7 @@ print("together:", together)`, counters[0], counters[1], hits)
 // Instructions that are stepped one at a time go where the code goes.
 func TestSteps(t *testing.T) {
 	steps := scaled(t, 200, 500)
-	eachControlled(t, lab.GuestConfig{Cmdline: "work=sleep"}, func(t *testing.T, h *lab.Host, g *lab.Guest) {
+	eachControlled(t, sleeping, func(t *testing.T, h *lab.Host, g *lab.Guest) {
 		s := attach(t, h, g)
 		c := s.dial()
 		address := symbolAddress(t, h, "hrtimer_nanosleep")
@@ -251,7 +248,7 @@ func TestSteps(t *testing.T) {
 
 // A condition that is false many times and then true costs no stop before.
 func TestCondition(t *testing.T) {
-	eachControlled(t, lab.GuestConfig{Cmdline: "work=sleep"}, func(t *testing.T, h *lab.Host, g *lab.Guest) {
+	eachControlled(t, sleeping, func(t *testing.T, h *lab.Host, g *lab.Guest) {
 		s := attach(t, h, g)
 		out := s.gdb("-ex", "set breakpoint condition-evaluation target", "-ex", "set debug remote off",
 			"-ex", "break hrtimer_nanosleep if rqtp > 100000000", "-ex", "continue", "-ex", "p rqtp", "-ex", "info breakpoints",
@@ -266,7 +263,7 @@ func TestCondition(t *testing.T) {
 // time that it is true makes one.
 func TestFalseCondition(t *testing.T) {
 	times := scaled(t, 300, 10000)
-	eachControlled(t, lab.GuestConfig{Cmdline: "work=sleep"}, func(t *testing.T, h *lab.Host, g *lab.Guest) {
+	eachControlled(t, sleeping, func(t *testing.T, h *lab.Host, g *lab.Guest) {
 		s := attach(t, h, g)
 		c := s.dial()
 		place := fmt.Sprintf("Z0,%x,1", symbolAddress(t, h, "hrtimer_nanosleep"))
@@ -321,7 +318,7 @@ func TestDprintf(t *testing.T) {
 
 // A breakpoint in a program stops that program.
 func TestUserBreakpoint(t *testing.T) {
-	eachControlled(t, lab.GuestConfig{Cmdline: "work=busy"}, func(t *testing.T, h *lab.Host, g *lab.Guest) {
+	eachControlled(t, spinning, func(t *testing.T, h *lab.Host, g *lab.Guest) {
 		s := attach(t, h, g)
 		c := s.dial()
 		rip, thread := uint64(1<<63), ""
@@ -372,7 +369,7 @@ func TestUserBreakpoint(t *testing.T) {
 
 // A program's last system call is stepped into the kernel, which does not come back.
 func TestStepIntoKernel(t *testing.T) {
-	eachControlled(t, lab.GuestConfig{Cmdline: "work=sleep"}, func(t *testing.T, h *lab.Host, g *lab.Guest) {
+	eachControlled(t, sleeping, func(t *testing.T, h *lab.Host, g *lab.Guest) {
 		s := attach(t, h, g)
 		c := s.dial()
 		exit := symbolAddress(t, h, "__x64_sys_exit_group")
@@ -422,8 +419,8 @@ func TestInterrupts(t *testing.T) {
 		h, g := idle(t, machine)
 		interrupts(t, h, g, func(*client) func() { return func() {} })
 	})
-	eachKindHere(t, func(t *testing.T, h *lab.Host, kind lab.Kind) {
-		g := labtest.Guest(t, h, lab.GuestConfig{Kind: kind, MemoryMB: 128, Cmdline: "work=busy"})
+	eachKindHere(t, func(t *testing.T, _ *lab.Host, kind lab.Kind) {
+		h, g := guestOf(t, machine, spinning, kind)
 		for _, tt := range []struct {
 			name    string
 			prepare func(c *client) (undo func())

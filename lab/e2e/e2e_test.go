@@ -40,7 +40,14 @@ var prepared sync.Map
 type preparation struct {
 	once   sync.Once
 	err    error
-	guests map[string]*lab.Guest // by name
+	guests map[string]*sharedGuest // by name
+}
+
+// A sharedGuest is paused while no test uses it: what it does would take time from
+// the others.
+type sharedGuest struct {
+	*lab.Guest
+	users int
 }
 
 // host gives a host with the product, built as the Makefile does, in dom0's
@@ -51,59 +58,92 @@ func host(t *testing.T, cfg lab.Config) *lab.Host {
 	return h
 }
 
-// idle gives a host and an idle PV guest that tests share. Each leaves it as
-// it was; one that may not takes a guest of its own.
-func idle(t *testing.T, cfg lab.Config) (*lab.Host, *lab.Guest) { return shared(t, cfg, "idle") }
+// idle gives a host and an idle PV guest that tests share.
+func idle(t *testing.T, cfg lab.Config) (*lab.Host, *lab.Guest) {
+	t.Helper()
+	return guestOf(t, cfg, idling, lab.PV)
+}
 
 // busy is idle with a guest whose vCPUs are in user mode.
-func busy(t *testing.T, cfg lab.Config) (*lab.Host, *lab.Guest) { return shared(t, cfg, "busy") }
-
-func shared(t *testing.T, cfg lab.Config, work string) (*lab.Host, *lab.Guest) {
+func busy(t *testing.T, cfg lab.Config) (*lab.Host, *lab.Guest) {
 	t.Helper()
-	return sharedGuest(t, cfg, lab.GuestConfig{Name: work, Cmdline: "work=" + work})
+	return guestOf(t, cfg, spinning, lab.PV)
 }
 
-// hardware gives a host and a small guest with hardware virtualization that
-// tests share, with one vCPU in a process and its system calls. That of an HVM
-// guest has addresses of its own choice.
-func hardware(t *testing.T, kind lab.Kind) (*lab.Host, *lab.Guest) {
+// working is idle with a small guest of a kind, with one vCPU in a process and its
+// system calls. That of an HVM guest has addresses of its own choice.
+func working(t *testing.T, kind lab.Kind) (*lab.Host, *lab.Guest) {
 	t.Helper()
-	return sharedGuest(t, machine, lab.GuestConfig{Name: string(kind), Kind: kind, MemoryMB: 128, Cmdline: "work=kernel"})
+	return guestOf(t, machine, inSystemCalls, kind)
 }
 
-// sharedGuest gives the guest of a name, which it creates when it is first asked
-// for.
-func sharedGuest(t *testing.T, cfg lab.Config, guest lab.GuestConfig) (*lab.Host, *lab.Guest) {
+// Guests that tests share have names, which get the kind of each.
+var (
+	idling = lab.GuestConfig{Name: "idle", Cmdline: "work=idle"}
+	// Each vCPU sleeps for short times, and counts how often, see countingProbe.
+	sleeping      = lab.GuestConfig{Name: "sleep", Cmdline: "work=sleep " + countingProbe}
+	spinning      = lab.GuestConfig{Name: "busy", MemoryMB: 128, Cmdline: "work=busy"}
+	inSystemCalls = lab.GuestConfig{Name: "kernel", MemoryMB: 128, Cmdline: "work=kernel"}
+	withModules   = lab.GuestConfig{Name: "modules", MemoryMB: 128, Cmdline: "work=modules"}
+	loaded        = lab.GuestConfig{Name: "load", Cmdline: "work=load"}
+)
+
+// guestOf gives a host, and a guest of a kind: that of its name, which tests share, or
+// one for this test if it has none.
+func guestOf(t *testing.T, cfg lab.Config, guest lab.GuestConfig, kind lab.Kind) (*lab.Host, *lab.Guest) {
+	t.Helper()
+	guest.Kind = kind
+	if guest.Name == "" {
+		h := host(t, cfg)
+		return h, labtest.Guest(t, h, guest)
+	}
+	guest.Name += "-" + string(kind)
+	return share(t, cfg, guest)
+}
+
+// share gives the guest of a name, which it creates when it is first asked for. Each
+// test leaves it as it was; one that may not takes a guest of its own. If a test fails,
+// the next gets a new one.
+func share(t *testing.T, cfg lab.Config, guest lab.GuestConfig) (*lab.Host, *lab.Guest) {
 	t.Helper()
 	h, p := prepare(t, cfg)
-	if p.guests[guest.Name] == nil {
-		g, err := h.CreateGuest(t.Context(), guest)
+	g := p.guests[guest.Name]
+	switch {
+	case g == nil:
+		created, err := h.CreateGuest(t.Context(), guest)
 		if err != nil {
 			t.Fatal(err)
 		}
+		g = &sharedGuest{Guest: created}
 		p.guests[guest.Name] = g
+	case g.users == 0:
+		labtest.Output(t, h, "xl unpause "+guest.Name)
 	}
-	return h, p.guests[guest.Name]
-}
-
-// alone gives a host on which no guest is left that tests shared, for a test that
-// needs the CPUs for itself.
-func alone(t *testing.T, cfg lab.Config) *lab.Host {
-	t.Helper()
-	h, p := prepare(t, cfg)
-	for name, g := range p.guests {
-		if err := g.Destroy(t.Context()); err != nil {
-			t.Fatal(err)
+	g.users++
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		g.users--
+		switch {
+		case g.users > 0:
+		case t.Failed():
+			delete(p.guests, guest.Name)
+			if err := g.Destroy(ctx); err != nil {
+				t.Log(err)
+			}
+		default:
+			if _, err := h.Output(ctx, "xl pause "+guest.Name); err != nil {
+				t.Error(err)
+			}
 		}
-		delete(p.guests, name)
-	}
-	return h
+	})
+	return h, g.Guest
 }
 
 func prepare(t *testing.T, cfg lab.Config) (*lab.Host, *preparation) {
 	t.Helper()
 	h := labtest.Host(t, cfg)
-	v, _ := prepared.LoadOrStore(h, &preparation{guests: map[string]*lab.Guest{}})
+	v, _ := prepared.LoadOrStore(h, &preparation{guests: map[string]*sharedGuest{}})
 	p := v.(*preparation)
 	p.once.Do(func() {
 		cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w",

@@ -17,13 +17,12 @@ import (
 	"time"
 
 	"gdbserver-xen/lab"
-	"gdbserver-xen/lab/labtest"
 )
 
 // gdb without a file has the guest's kernel by name: in stacks, as what is at an
 // address, to break at, and in code that it disassembles. It has its types, too.
 func TestGDBWithoutFile(t *testing.T) {
-	eachLinux(t, lab.GuestConfig{MemoryMB: 128, Cmdline: "work=kernel"}, func(t *testing.T, h *lab.Host, g *lab.Guest) {
+	eachLinux(t, inSystemCalls, func(t *testing.T, h *lab.Host, g *lab.Guest) {
 		s := attach(t, h, g)
 		handler := symbolAddress(t, h, "hrtimer_nanosleep")
 		out := s.gdb("-ex", "thread apply all bt", "-ex", fmt.Sprintf("info symbol %#x", handler+3),
@@ -84,7 +83,7 @@ func TestGDBIdle(t *testing.T) {
 // KASLR has moved the kernel of an HVM guest. Debuggers that have loaded its symbol
 // file before have it where it is, and gdb needs none. Its debug registers stop it, too.
 func TestKASLR(t *testing.T) {
-	h, g := hardware(t, lab.HVM)
+	h, g := working(t, lab.HVM)
 	vmlinux := symbols(t, h)
 	s := attach(t, h, g)
 	out := s.gdb("-ex", "thread apply all bt", "-ex", "p/x &init_task", "-ex", "x/s &linux_banner", "-ex", "detach")
@@ -129,8 +128,7 @@ func TestKASLR(t *testing.T) {
 	out = runLLDB(t, lldb, "target create "+vmlinux, "gdb-remote "+s.addr, "p init_task.comm", "p &init_task", "thread backtrace all", "detach")
 	s.exit()
 	expect(t, out, `"swapper/0`, address, `frame #[1-9]\d*: .* at \S+:\d+`)
-	ticks(t, g)
-	healthy(t, g)
+	linuxCommands(t, h, g)
 }
 
 // A file of another build is none that gdb keeps quiet about: it tells which kernel the
@@ -285,9 +283,8 @@ for i in range(%d):
 func TestGDBStacks(t *testing.T) {
 	for _, kind := range controlled {
 		t.Run(string(kind), func(t *testing.T) {
-			h := host(t, machine)
+			h, g := guestOf(t, machine, loaded, kind)
 			vmlinux := symbols(t, h)
-			g := labtest.Guest(t, h, lab.GuestConfig{Kind: kind, Cmdline: "work=load"})
 			stops := scaled(t, 10, 1000)
 			script := filepath.Join(t.TempDir(), "stops.py")
 			if err := os.WriteFile(script, fmt.Appendf(nil, stopScript, stops), 0o644); err != nil {

@@ -12,15 +12,13 @@ import (
 	"testing"
 
 	"gdbserver-xen/lab"
-	"gdbserver-xen/lab/labtest"
 )
 
 // The seed of this project: gdb's bt of a live PV guest. The vCPU that is in a
 // system call has a stack that reaches the kernel's entry, with file and line.
 func TestBacktrace(t *testing.T) {
-	h := host(t, machine)
+	h, g := working(t, lab.PV)
 	vmlinux := symbols(t, h)
-	g := labtest.Guest(t, h, lab.GuestConfig{Cmdline: "work=kernel"})
 	const most = 10
 	for stop := 1; ; stop++ {
 		s := attach(t, h, g)

@@ -111,7 +111,7 @@ func TestContinueAndInterrupt(t *testing.T) {
 	h, g := idle(t, machine)
 	continueAndInterrupt(t, h, g, 3)
 	for _, kind := range []lab.Kind{lab.PVH, lab.HVM} {
-		h, g := hardware(t, kind)
+		h, g := working(t, kind)
 		continueAndInterrupt(t, h, g, 1)
 	}
 }

@@ -18,49 +18,48 @@ var logLine = regexp.MustCompile(`^\[ *\d+\.\d{6}\] \S`)
 // The log, the processes, the modules and the registers of a live guest are told
 // without a debugger, and the guest runs on.
 func TestLinuxCommands(t *testing.T) {
-	for _, kind := range controlled {
-		t.Run(string(kind), func(t *testing.T) {
-			h := host(t, machine)
-			g := labtest.Guest(t, h, lab.GuestConfig{Kind: kind, MemoryMB: 128})
-			console := g.Console()
-			said := func(command string) string { return labtest.Output(t, h, "gdbserver-xen "+command+" "+g.Name()) }
+	eachLinux(t, inSystemCalls, linuxCommands)
+}
 
-			log := map[string]bool{}
-			for line := range strings.Lines(said("dmesg")) {
-				log[strings.TrimSpace(line)] = true
-			}
-			lines := 0
-			for line := range strings.Lines(console) {
-				line = strings.TrimSpace(line)
-				if !logLine.MatchString(line) {
-					continue
-				}
-				lines++
-				// The console has the time before each line of a record, dmesg before the first.
-				_, text, _ := strings.Cut(line, "] ")
-				if !log[line] && !log[strings.TrimSpace(text)] {
-					t.Errorf("dmesg does not have what the guest has printed: %q", line)
-				}
-			}
-			t.Logf("%d lines of the console compared with %d of dmesg", lines, len(log))
-			if lines < 50 {
-				t.Errorf("the guest has printed %d lines", lines)
-			}
-			for command, patterns := range map[string][]string{
-				"ps":    {`(?m)^ *1\s.*\binit\b`, `(?m)^ *2\s.*\[kthreadd\]`, `\[kswapd0\]`},
-				"lsmod": {`(?m)^Module +Size +Used by`},
-				"regs":  {`rip .*0x[0-9a-f]+`, `cr3`},
-			} {
-				out := said(command)
-				t.Logf("%s:\n%s", command, out)
-				for _, p := range patterns {
-					if !regexp.MustCompile(p).MatchString(out) {
-						t.Errorf("%s does not print %q", command, p)
-					}
-				}
-			}
-			ticks(t, g)
-			healthy(t, g)
-		})
+func linuxCommands(t *testing.T, h *lab.Host, g *lab.Guest) {
+	t.Helper()
+	console := g.Console()
+	said := func(command string) string { return labtest.Output(t, h, "gdbserver-xen "+command+" "+g.Name()) }
+
+	log := map[string]bool{}
+	for line := range strings.Lines(said("dmesg")) {
+		log[strings.TrimSpace(line)] = true
 	}
+	lines := 0
+	for line := range strings.Lines(console) {
+		line = strings.TrimSpace(line)
+		if !logLine.MatchString(line) {
+			continue
+		}
+		lines++
+		// The console has the time before each line of a record, dmesg before the first.
+		_, text, _ := strings.Cut(line, "] ")
+		if !log[line] && !log[strings.TrimSpace(text)] {
+			t.Errorf("dmesg does not have what the guest has printed: %q", line)
+		}
+	}
+	t.Logf("%d lines of the console compared with %d of dmesg", lines, len(log))
+	if lines < 50 {
+		t.Errorf("the guest has printed %d lines", lines)
+	}
+	for command, patterns := range map[string][]string{
+		"ps":    {`(?m)^ *1\s.*\binit\b`, `(?m)^ *2\s.*\[kthreadd\]`, `\[kswapd0\]`},
+		"lsmod": {`(?m)^Module +Size +Used by`},
+		"regs":  {`rip .*0x[0-9a-f]+`, `cr3`},
+	} {
+		out := said(command)
+		t.Logf("%s:\n%s", command, out)
+		for _, p := range patterns {
+			if !regexp.MustCompile(p).MatchString(out) {
+				t.Errorf("%s does not print %q", command, p)
+			}
+		}
+	}
+	ticks(t, g)
+	healthy(t, g)
 }

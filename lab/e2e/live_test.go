@@ -33,8 +33,11 @@ func TestLiveMonitor(t *testing.T) {
 			t.Run(fmt.Sprintf("%s on %s", kind, release), func(t *testing.T) {
 				cfg := machine
 				cfg.Release = release
-				h := host(t, cfg)
-				g := labtest.Guest(t, h, lab.GuestConfig{Kind: kind, Cmdline: "work=sleep nokaslr"})
+				guest := sleeping
+				if kind == lab.HVM {
+					guest = lab.GuestConfig{Cmdline: "work=sleep nokaslr"}
+				}
+				h, g := guestOf(t, cfg, guest, kind)
 				liveEngine(t, h, g, "monitor")
 			})
 		}
@@ -44,8 +47,8 @@ func TestLiveMonitor(t *testing.T) {
 // The engine gdbsx does too.
 func TestGDBSXEngine(t *testing.T) {
 	t.Run("pv by gdbsx", func(t *testing.T) {
-		h := labtest.Host(t, debuggable)
-		liveEngine(t, h, labtest.Guest(t, h, lab.GuestConfig{Cmdline: "work=sleep"}), "gdbsx")
+		h, g := guestOf(t, debuggable, sleeping, lab.PV)
+		liveEngine(t, h, g, "gdbsx")
 	})
 }
 

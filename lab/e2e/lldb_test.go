@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"gdbserver-xen/lab"
-	"gdbserver-xen/lab/labtest"
 )
 
 // lldbPatterns are what each lldb prints of a guest whose vCPU 0 idles, or
@@ -37,7 +36,7 @@ var lldbPatterns = []string{
 // has them in the same pause, memory as the plain protocol has it, threads by
 // name, stacks up to the kernel's entry or start. Detached, the guest runs on.
 func TestLLDB(t *testing.T) {
-	h := host(t, machine)
+	h, g := working(t, lab.PV)
 	vmlinux := symbols(t, h)
 	programs := map[string]string{}
 	versions := []string{"14", "16", "19"}
@@ -48,7 +47,6 @@ func TestLLDB(t *testing.T) {
 		}
 		programs[version] = path
 	}
-	g := labtest.Guest(t, h, lab.GuestConfig{Cmdline: "work=kernel"})
 	s := attach(t, h, g)
 	c := s.dial()
 	text := c.read(textStart, 0x4000)

@@ -20,7 +20,7 @@ func TestStopsOfManyVCPUs(t *testing.T) {
 	if os.Getenv(labtest.EnvAll) == "1" {
 		many = 64 // which take a minute to come up
 	}
-	h := alone(t, machine)
+	h := host(t, machine)
 	perVCPU := map[int]float64{}
 	for _, vcpus := range []int{few, many} {
 		g := labtest.Guest(t, h, lab.GuestConfig{VCPUs: vcpus})

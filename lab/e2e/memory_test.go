@@ -68,15 +68,11 @@ func TestMemoryEqualsDumpCore(t *testing.T) {
 	}
 	for _, kind := range lab.Kinds() {
 		t.Run(string(kind), func(t *testing.T) {
-			var h *lab.Host
-			var g *lab.Guest
+			guest := inSystemCalls
 			if kind == lab.PV {
-				// xl dump-core takes long, so the guest is small.
-				h = host(t, machine)
-				g = labtest.Guest(t, h, lab.GuestConfig{Kind: kind, MemoryMB: 128, Cmdline: "work=busy"})
-			} else {
-				h, g = hardware(t, kind)
+				guest = spinning
 			}
+			h, g := guestOf(t, machine, guest, kind)
 			s := attach(t, h, g, "--once")
 			begin := time.Now()
 			core := dumpCore(t, g)

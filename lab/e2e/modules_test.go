@@ -121,7 +121,7 @@ var busyTelling = regexp.MustCompile(`^\[(khvcd|rcu_preempt|rcu_sched)\]$`)
 // may move and come back.
 func TestToldByGuest(t *testing.T) {
 	const times = 3
-	eachLinux(t, lab.GuestConfig{MemoryMB: 128, Cmdline: "work=modules"}, func(t *testing.T, h *lab.Host, g *lab.Guest) {
+	eachLinux(t, withModules, func(t *testing.T, h *lab.Host, g *lab.Guest) {
 		said := func(command string) string { return labtest.Output(t, h, "gdbserver-xen "+command+" "+g.Name()) }
 		first, end := symbolAddress(t, h, "__sched_text_start"), symbolAddress(t, h, "__sched_text_end")
 
@@ -202,7 +202,7 @@ func checkModules(t *testing.T, printed string, want []string) {
 // gdb has a guest's modules as libraries, with their names, how to unwind them and their
 // types, without a file and with the kernel's own.
 func TestGDBModules(t *testing.T) {
-	eachLinux(t, lab.GuestConfig{MemoryMB: 128, Cmdline: "work=modules"}, func(t *testing.T, h *lab.Host, g *lab.Guest) {
+	eachLinux(t, withModules, func(t *testing.T, h *lab.Host, g *lab.Guest) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		if err := g.WaitTick(ctx, 5); err != nil {

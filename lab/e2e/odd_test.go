@@ -141,7 +141,7 @@ exec xl dump-core %s /tmp/dying`, library, g.Name()))
 // Frames that a guest has given back by its balloon are holes: reads end there
 // and writes are refused. When it has them again they can be read.
 func TestBalloon(t *testing.T) {
-	h, g := hardware(t, lab.PVH)
+	h, g := working(t, lab.PVH)
 	// unreadable gives those of every 16th page of the first 128 MB that cannot be
 	// read. Each is mapped alone, which takes its time.
 	const stride = 16

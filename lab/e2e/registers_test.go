@@ -41,9 +41,9 @@ func xenctx(t *testing.T, h *lab.Host, g *lab.Guest, vcpu int) map[string]uint64
 
 // All registers that xenctx knows have the values that it prints.
 func TestRegistersEqualXenctx(t *testing.T) {
-	for _, work := range []string{"idle", "busy"} {
-		t.Run(work, func(t *testing.T) {
-			h, g := shared(t, machine, work)
+	for _, guest := range []lab.GuestConfig{idling, spinning} {
+		t.Run(guest.Name, func(t *testing.T) {
+			h, g := guestOf(t, machine, guest, lab.PV)
 			s := attach(t, h, g)
 			c := s.dial()
 			compareRegisters(t, c, h, g)

@@ -102,7 +102,7 @@ var systemWrites = []struct {
 // Each system register can be written, reads back, shows in what Xen's own tool
 // says, and can be put back: then xen-hvmctx prints what it did before.
 func TestWriteSystemRegisters(t *testing.T) {
-	h, g := hardware(t, lab.PVH)
+	h, g := working(t, lab.PVH)
 	s := attach(t, h, g)
 	c := s.dial()
 	writeSystemRegisters(t, c, h, g)

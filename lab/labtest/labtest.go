@@ -50,7 +50,7 @@ const (
 // maxAge is how long a host may have run when a test begins on it. QEMU may run a
 // PVH or HVM guest with the state of Xen, which ends in a triple fault, and on one
 // host, after twenty minutes, all such guests had it from then on.
-const maxAge = 6 * time.Minute
+const maxAge = 12 * time.Minute
 
 var (
 	mu    sync.Mutex
