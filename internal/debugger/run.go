@@ -72,8 +72,12 @@ func (t *Target) Resume(actions []rsp.Action) error {
 	}
 	t.kernelFiles.resumed()
 	clear(t.plan)
-	for _, n := range vcpus {
-		switch a := rsp.ActionFor(actions, t.thread(n)); a.Kind {
+	for n := range t.plan {
+		a := rsp.ActionFor(actions, t.thread(n))
+		if a.Kind != rsp.Halt && !slices.Contains(vcpus, n) {
+			a.Kind = rsp.Continue // it may come up
+		}
+		switch a.Kind {
 		case rsp.Continue:
 			t.plan[n].Motion = engine.Run
 		case rsp.Step:

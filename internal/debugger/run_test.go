@@ -25,6 +25,7 @@ type scriptedLeg struct {
 	rip     map[int]uint64 // of vCPUs after it
 	silent  bool           // Wait does not return by itself
 	late    bool           // Wait returns nil, but only when it is interrupted
+	during  func()         // what happens meanwhile, if not nil
 }
 
 // scripted is an engine that does what it is told, and nothing else.
@@ -59,6 +60,9 @@ func (e *scripted) Wait(ctx context.Context) error {
 }
 
 func (e *scripted) Pause() ([]engine.Stop, error) {
+	if e.now.during != nil {
+		e.now.during()
+	}
 	if err := e.g.Pause(); err != nil {
 		return nil, err
 	}
@@ -179,12 +183,18 @@ func TestHitOfRemovedBreakpoint(t *testing.T) {
 	}
 }
 
-// A false condition begins the next leg, and is told to nobody. Commands print.
-func TestConditions(t *testing.T) {
-	raxIsOne, err := agent.Parse([]byte{0x26, 0, 0, 0x22, 1, 0x13, 0x27}) // reg 0; const8 1; equal; end
+// raxIsOne is a condition.
+func raxIsOne(t *testing.T) agent.Expr {
+	t.Helper()
+	expr, err := agent.Parse([]byte{0x26, 0, 0, 0x22, 1, 0x13, 0x27}) // reg 0; const8 1; equal; end
 	if err != nil {
 		t.Fatal(err)
 	}
+	return expr
+}
+
+// A false condition begins the next leg, and is told to nobody. Commands print.
+func TestConditions(t *testing.T) {
 	target, _ := newScripted(t,
 		func(d *xentest.Domain) { d.VCPU(0).Context.RAX, d.VCPU(1).Context.RAX = 0, 1 },
 		scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{hit0}, rip: map[int]uint64{0: spot}},
@@ -192,9 +202,29 @@ func TestConditions(t *testing.T) {
 		scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{hit1}, rip: map[int]uint64{1: spot}},
 	)
 	b := breakpointAtSpot
-	b.Conditions = []agent.Expr{raxIsOne}
+	b.Conditions = []agent.Expr{raxIsOne(t)}
 	insert(t, target, b)
 	wantStop(t, stopAfter(t, target, all), 2, rsp.SoftwareBreakpoint)
+}
+
+// A vCPU that comes up while the guest runs is not held at the next leg: the kernel that
+// brings it up waits for it.
+func TestVCPUComesUp(t *testing.T) {
+	stepThread2 := []rsp.Action{{Kind: rsp.Step, Thread: thread(2)}, all[0]}
+	for _, actions := range [][]rsp.Action{all, stepThread2} {
+		var d *xentest.Domain
+		target, d := newScripted(t,
+			func(d *xentest.Domain) { d.VCPU(1).Online, d.VCPU(1).Context.RAX = false, 1 },
+			scriptedLeg{motions: []engine.Motion{run, stay}, stops: []engine.Stop{hit0}, rip: map[int]uint64{0: spot},
+				during: func() { d.VCPU(1).Online = true }},
+			scriptedLeg{motions: []engine.Motion{step, stay}, stops: []engine.Stop{stepped0}, rip: map[int]uint64{0: spot + 1}},
+			scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{hit1}, rip: map[int]uint64{1: spot}},
+		)
+		b := breakpointAtSpot
+		b.Conditions = []agent.Expr{raxIsOne(t)}
+		insert(t, target, b)
+		wantStop(t, stopAfter(t, target, actions), 2, rsp.SoftwareBreakpoint)
+	}
 }
 
 // A condition that cannot be evaluated stops the guest, and the client reads why.
