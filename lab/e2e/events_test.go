@@ -223,7 +223,7 @@ func vcpusComeAndGo(t *testing.T, h *lab.Host, kind lab.Kind) {
 	// guest's kernel is asked.
 	set := func(n int) {
 		t.Helper()
-		says := map[int]string{1: "CPU 1 is now offline", 2: "installing Xen timer for CPU 1"}[n]
+		says := map[int]string{1: "CPU 1 is now offline", 2: "cpu 1 spinlock event irq"}[n]
 		before := strings.Count(g.Console(), says)
 		labtest.Output(t, h, fmt.Sprintf("xl vcpu-set %s %d", g.Name(), n))
 		eventually(t, fmt.Sprintf("the guest has %d vCPUs", n), func() bool {

@@ -129,6 +129,7 @@ func TestKASLR(t *testing.T) {
 	s.exit()
 	expect(t, out, `"swapper/0`, address, `frame #[1-9]\d*: .* at \S+:\d+`)
 	linuxCommands(t, h, g)
+	continueAndInterrupt(t, h, g, 1)
 }
 
 // A file of another build is none that gdb keeps quiet about: it tells which kernel the

@@ -106,14 +106,13 @@ func TestSecondClient(t *testing.T) {
 	ticks(t, g)
 }
 
-// c resumes and the interrupt byte pauses, in guests of each kind.
+// c resumes and the interrupt byte pauses, in guests of each kind: TestKASLR does so to
+// an HVM guest, which takes long to boot.
 func TestContinueAndInterrupt(t *testing.T) {
 	h, g := idle(t, machine)
 	continueAndInterrupt(t, h, g, 3)
-	for _, kind := range []lab.Kind{lab.PVH, lab.HVM} {
-		h, g := working(t, kind)
-		continueAndInterrupt(t, h, g, 1)
-	}
+	h, g = working(t, lab.PVH)
+	continueAndInterrupt(t, h, g, 1)
 }
 
 func continueAndInterrupt(t *testing.T, h *lab.Host, g *lab.Guest, rounds int) {
