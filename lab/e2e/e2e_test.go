@@ -235,9 +235,22 @@ func (s *server) dialAs(features string) *client {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.t.Cleanup(func() { conn.Close() })
 	c := &client{t: s.t, Client: rsptest.NewClient(conn)}
 	c.Patience = time.Minute // an emulated machine may be slow
+	s.t.Cleanup(func() {
+		defer conn.Close()
+		if !s.t.Failed() {
+			return
+		}
+		c.Patience = time.Second
+		for range 10 {
+			reply, err := c.Receive()
+			if err != nil {
+				return
+			}
+			s.t.Logf("a reply that nobody has read: %q", reply)
+		}
+	})
 	c.must("qSupported:" + features)
 	if err := c.NoAck(); err != nil {
 		s.t.Fatal(err)
