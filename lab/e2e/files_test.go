@@ -286,11 +286,7 @@ func TestGDBStacks(t *testing.T) {
 		t.Run(string(kind), func(t *testing.T) {
 			h, g := guestOf(t, machine, loaded, kind)
 			vmlinux := symbols(t, h)
-			stops := scaled(t, 10, 1000)
 			script := filepath.Join(t.TempDir(), "stops.py")
-			if err := os.WriteFile(script, fmt.Appendf(nil, stopScript, stops), 0o644); err != nil {
-				t.Fatal(err)
-			}
 			for _, client := range []struct {
 				name  string
 				args  []string
@@ -301,6 +297,13 @@ func TestGDBStacks(t *testing.T) {
 				{"gdb, symbol file", []string{vmlinux}, false},
 				{"gdb, symbol file alone", append(slices.Clone(noFiles), vmlinux), false},
 			} {
+				stops := scaled(t, 10, 1000)
+				if !client.whole { // which is for the figures
+					stops = scaled(t, 3, 1000)
+				}
+				if err := os.WriteFile(script, fmt.Appendf(nil, stopScript, stops), 0o644); err != nil {
+					t.Fatal(err)
+				}
 				s := attach(t, h, g)
 				begin := time.Now()
 				out := s.gdb(append(client.args, "-ex", "source "+script, "-ex", "detach")...)
