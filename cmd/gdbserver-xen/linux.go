@@ -15,8 +15,9 @@ import (
 
 // howLong says what these commands do to a domain.
 const howLong = `The domain runs while the tables of its kernel and modules are read, is paused only
-while the rest is, and runs again before anything is printed. Nothing in it is
-changed.`
+while the rest is, and runs again before anything is printed. If it does not let
+them be read so, as modules come or go meanwhile, it is paused for them too.
+Nothing in it is changed.`
 
 func newBacktrace() *cobra.Command {
 	var tasks bool
