@@ -135,7 +135,7 @@ func checkHypervisor() []finding {
 	findings = append(findings, finding{name: "guest kinds", ok: true, detail: strings.Join(v.Capabilities, " ")})
 	if host.Quirks().ContextLosesR8toR15 {
 		findings = append(findings, finding{name: "registers",
-			detail: "this Xen loses r8 to r15 of PV guests, which will be read-only: update to 4.21.2 or later"})
+			detail: "this Xen loses r8 to r15, so that there are no breakpoints and steps, and registers of PV guests are read-only: update to 4.21.2 or later"})
 	}
 	return findings
 }
