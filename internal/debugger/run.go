@@ -126,21 +126,14 @@ func (t *Target) takePending() (hit, bool) {
 // start begins the next leg.
 // Preconditions: the guest is paused.
 func (t *Target) start() error {
-	if err := t.replant(); err != nil { // after a leg that has failed
-		return err
-	}
 	t.leg = leg{stepper: -1}
 	vcpus, err := t.guest.VCPUs()
 	if err != nil {
 		return err
 	}
 	motions := make([]engine.Motion, len(t.plan))
-	for n := range motions {
-		if _, up := slices.BinarySearch(vcpus, n); up {
-			motions[n] = t.plan[n].Motion
-		} else {
-			t.past[n] = place{} // it will not go on from there
-		}
+	for _, n := range vcpus {
+		motions[n] = t.plan[n].Motion
 	}
 	if t.slotsInUse() {
 		if err := t.setDebugRegs(); err != nil { // for vCPUs that came up
@@ -148,23 +141,20 @@ func (t *Target) start() error {
 		}
 	}
 	// Those that are on a breakpoint get off it first, one after the other; then
-	// the client's steps, one after the other too. One that others run beside comes
-	// last, for they would be at theirs again at once.
+	// the client's steps, one after the other too.
 	for _, n := range vcpus {
 		if motions[n] == engine.Stay || t.past[n] == (place{}) {
 			continue
 		}
-		off, err := t.getOff(n)
-		if err != nil {
+		switch off, err := t.getOff(n); {
+		case err != nil:
 			return err
+		case off == nil:
+		case motions[n] == engine.Run && t.skip(n):
+		default:
+			t.leg = leg{stepper: n, lifted: off}
 		}
-		if off == nil || motions[n] == engine.Run && t.skip(n) {
-			continue
-		}
-		t.leg = leg{stepper: n, lifted: off}
-		if sees, err := t.guest.SeesHeld(n); err != nil {
-			return err
-		} else if !sees {
+		if t.leg.stepper >= 0 {
 			break
 		}
 	}
@@ -172,25 +162,18 @@ func (t *Target) start() error {
 		t.leg.stepper = slices.Index(motions, engine.Step)
 	}
 	if t.leg.stepper >= 0 && t.noEngine == nil {
-		sees, err := t.guest.SeesHeld(t.leg.stepper)
-		switch {
-		case err != nil:
-			return err
-		case sees:
-			t.letOthersRun(vcpus, motions)
-		case t.together(time.Now()):
+		if t.together(time.Now()) {
 			return t.startTogether(motions)
-		default:
-			for n := range motions {
-				if n != t.leg.stepper {
-					motions[n] = engine.Stay
-				}
+		}
+		for n := range motions {
+			if n != t.leg.stepper {
+				motions[n] = engine.Stay
 			}
-			t.leg.until = time.Now().Add(aloneBound)
 		}
 		if motions[t.leg.stepper], err = t.stepMotion(); err != nil {
 			return err
 		}
+		t.leg.until = time.Now().Add(aloneBound)
 	} else {
 		t.alone = time.Time{}
 	}
@@ -267,23 +250,6 @@ func (t *Target) startTogether(motions []engine.Motion) error {
 	return t.engine.Resume(motions)
 }
 
-// letOthersRun has no vCPU held beside one whose step would be another then: it may take
-// that down, and power the domain off. They miss the breakpoint that it steps off, for a
-// while.
-func (t *Target) letOthersRun(vcpus []int, motions []engine.Motion) {
-	told := false
-	for _, n := range vcpus {
-		if motions[n] == engine.Stay {
-			motions[n], told = engine.Run, true
-		}
-	}
-	if told {
-		t.print(fmt.Sprintf("vCPU %d stepped over what minds whether others are online, so that they ran too.\n", t.leg.stepper))
-	}
-	t.alone = time.Time{}
-	t.leg.until = time.Now().Add(togetherTime)
-}
-
 // getOff gives the planted int3 that a vCPU stands on and is to run over, or nil
 // if it is somewhere else or the breakpoint is gone.
 func (t *Target) getOff(n int) (*guest.Plant, error) {
@@ -344,8 +310,7 @@ func (t *Target) Wait(ctx context.Context) (rsp.StopReply, error) {
 		case errors.Is(err, engine.ErrShutDown):
 			lookedAt = time.Time{}
 		case !errors.Is(err, context.DeadlineExceeded):
-			// The client takes the guest for stopped now.
-			return rsp.StopReply{}, errors.Join(err, t.halt())
+			return rsp.StopReply{}, err
 		}
 		if time.Since(lookedAt) < deathPoll {
 			continue
@@ -401,44 +366,27 @@ func (t *Target) waitLeg(ctx context.Context) error {
 	return err
 }
 
-// halt pauses the guest at the end of a leg, and finds out what of its stops is to be
-// reported.
-func (t *Target) halt() error {
-	stops, err := t.engine.Pause()
-	if err != nil {
-		return err
-	}
-	if err := t.replant(); err != nil {
-		return err
-	}
-	for _, s := range stops {
-		hits, err := t.sort(s)
-		if err != nil {
-			return err
-		}
-		t.pending = append(t.pending, hits...)
-	}
-	return nil
-}
-
-// replant plants again what a leg has lifted.
-func (t *Target) replant() error {
-	if t.leg.lifted == nil {
-		return nil
-	}
-	if err := t.guest.Replant(t.leg.lifted); err != nil && !errors.Is(err, guest.ErrRewritten) {
-		return err
-	}
-	return nil
-}
-
-// between halts the guest and, unless a stop is to be reported, begins the next leg.
+// between pauses the guest at the end of a leg and, unless a stop is to be
+// reported, begins the next one.
 func (t *Target) between(interrupted bool) (reply rsp.StopReply, done bool, err error) {
-	switch err := t.halt(); {
+	stops, err := t.engine.Pause()
+	switch {
 	case errors.Is(err, xen.ErrNoDomain):
 		return t.ended(), true, nil
 	case err != nil:
 		return reply, false, err
+	}
+	if t.leg.lifted != nil {
+		if err := t.guest.Replant(t.leg.lifted); err != nil && !errors.Is(err, guest.ErrRewritten) {
+			return reply, false, err
+		}
+	}
+	for _, s := range stops {
+		hits, err := t.sort(s)
+		if err != nil {
+			return reply, false, err
+		}
+		t.pending = append(t.pending, hits...)
 	}
 	if h, ok := t.takePending(); ok {
 		return t.report(h), true, nil
@@ -552,8 +500,6 @@ func (t *Target) look() (reply rsp.StopReply, done bool, err error) {
 			t.log.Warn("domain cannot be asked for its state", "err", err)
 		}
 		return reply, false, nil
-	case !info.Shutdown && t.needDebugRegs():
-		return t.between(false)
 	case !info.Shutdown:
 		return reply, false, nil
 	}
@@ -569,27 +515,6 @@ func (t *Target) look() (reply rsp.StopReply, done bool, err error) {
 		// planted in it if that is not taken out at once.
 		return t.leave(fmt.Sprintf("The domain has shut down: %v.", info.ShutdownReason)), true, nil
 	}
-}
-
-// needDebugRegs tells whether a vCPU has come up that has not been given debug registers,
-// which are in use. It has to have been up the last time, too: kernels clear them first.
-func (t *Target) needDebugRegs() bool {
-	if !t.slotsInUse() {
-		return false
-	}
-	vcpus, err := t.guest.VCPUs()
-	if err != nil {
-		return false
-	}
-	before := t.unlent
-	t.unlent = nil
-	for _, n := range vcpus {
-		if !slices.Contains(t.lent, n) {
-			t.unlent = append(t.unlent, n)
-		}
-	}
-	t.lent = slices.DeleteFunc(vcpus, func(n int) bool { return slices.Contains(t.unlent, n) })
-	return slices.ContainsFunc(t.unlent, func(n int) bool { return slices.Contains(before, n) })
 }
 
 // leaveAsAsked is leave for a toolstack that has asked for it.

@@ -26,7 +26,6 @@ type scriptedLeg struct {
 	silent  bool           // Wait does not return by itself
 	late    bool           // Wait returns nil, but only when it is interrupted
 	during  func()         // what happens meanwhile, if not nil
-	fails   error          // of Wait
 }
 
 // scripted is an engine that does what it is told, and nothing else.
@@ -57,7 +56,7 @@ func (e *scripted) Wait(ctx context.Context) error {
 	if e.now.silent {
 		return ctx.Err()
 	}
-	return e.now.fails
+	return nil
 }
 
 func (e *scripted) Pause() ([]engine.Stop, error) {
@@ -228,101 +227,6 @@ func TestVCPUComesUp(t *testing.T) {
 	}
 }
 
-// Beside a vCPU whose step takes it down, none is held: the hypervisor would take that
-// for the last one, and power the domain off.
-func TestStepTakesDown(t *testing.T) {
-	const next = spot + 4
-	downs := func(d *xentest.Domain) {
-		c := &d.VCPU(0).Context
-		c.RIP, c.RAX, c.RDI = spot, 24, 2 // VCPUOP_down
-	}
-	for _, actions := range [][]rsp.Action{all, stepThread1} {
-		var d *xentest.Domain
-		target, d := newScripted(t, downs,
-			scriptedLeg{motions: []engine.Motion{step, run}, silent: true, during: func() { d.VCPU(0).Online = false }},
-			scriptedLeg{motions: []engine.Motion{stay, run}, stops: []engine.Stop{hit1}, rip: map[int]uint64{1: next}},
-		)
-		if err := target.guest.Write(0, spot, []byte{0x0f, 0x05}); err != nil {
-			t.Fatal(err)
-		}
-		insert(t, target, breakpointAtSpot)
-		insert(t, target, rsp.Breakpoint{Kind: rsp.SoftwareBreakpoint, Addr: next, Size: 1})
-		target.past[0] = place{rip: spot}
-		wantStop(t, stopAfter(t, target, actions), 2, rsp.SoftwareBreakpoint)
-	}
-
-	// One that stands on a breakpoint too gets off it before.
-	target, _ := newScripted(t, downs,
-		scriptedLeg{motions: []engine.Motion{stay, step}, stops: []engine.Stop{stepped1}, rip: map[int]uint64{1: next + 1}},
-		scriptedLeg{motions: []engine.Motion{step, run}, stops: []engine.Stop{hit1}, rip: map[int]uint64{1: next}},
-	)
-	for addr, code := range map[uint64][]byte{spot: {0x0f, 0x05}, next: {0xfb}} { // and STI
-		if err := target.guest.Write(0, addr, code); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := target.guest.Alter(1, func(ctx *xen.VCPUContext) { ctx.RIP = next }); err != nil {
-		t.Fatal(err)
-	}
-	insert(t, target, breakpointAtSpot)
-	insert(t, target, rsp.Breakpoint{Kind: rsp.SoftwareBreakpoint, Addr: next, Size: 1})
-	target.past[0], target.past[1] = place{rip: spot}, place{rip: next}
-	wantStop(t, stopAfter(t, target, all), 2, rsp.SoftwareBreakpoint)
-
-	// Others that the client has standing still run too, and it is told.
-	target, _ = newScripted(t, downs,
-		scriptedLeg{motions: []engine.Motion{step, run}, stops: []engine.Stop{stepped0}, rip: map[int]uint64{0: spot + 2}})
-	if err := target.guest.Write(0, spot, []byte{0x0f, 0x05}); err != nil {
-		t.Fatal(err)
-	}
-	var said strings.Builder
-	target.SetConsole(func(text string) { said.WriteString(text) })
-	wantStop(t, stopAfter(t, target, stepThread1[:1]), 1, rsp.NoBreakpoint)
-	if want := "vCPU 0 stepped over what minds whether others are online, so that they ran too.\n"; said.String() != want {
-		t.Errorf("said %q", said.String())
-	}
-}
-
-// A vCPU that a breakpoint's instruction takes down hits it again when it comes there
-// again, be it by the same way.
-func TestBreakpointTakesDown(t *testing.T) {
-	var d *xentest.Domain
-	up := func(on bool) func() { return func() { d.VCPU(0).Online = on } }
-	target, d := newScripted(t, nil,
-		scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{hit0}, rip: map[int]uint64{0: spot}},
-		scriptedLeg{motions: []engine.Motion{step, stay}, silent: true, during: up(false)},
-		scriptedLeg{motions: []engine.Motion{stay, run}, during: up(true), rip: map[int]uint64{0: spot + 2}},
-		scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{hit0}, rip: map[int]uint64{0: spot}},
-	)
-	insert(t, target, breakpointAtSpot)
-	wantStop(t, stopAfter(t, target, all), 1, rsp.SoftwareBreakpoint)
-	wantStop(t, stopAfter(t, target, all), 1, rsp.SoftwareBreakpoint)
-}
-
-// When waiting fails, the client takes the guest for stopped. So it is, what has stopped
-// is told next, and breakpoints are where they were.
-func TestWaitFails(t *testing.T) {
-	failure := errors.New("failure")
-	target, d := newScripted(t, nil,
-		scriptedLeg{motions: []engine.Motion{step, stay}, fails: failure, stops: []engine.Stop{hit1}, rip: map[int]uint64{1: spot}},
-	)
-	insert(t, target, breakpointAtSpot)
-	if err := target.guest.Alter(0, func(ctx *xen.VCPUContext) { ctx.RIP = spot }); err != nil {
-		t.Fatal(err)
-	}
-	target.past[0] = place{rip: spot}
-	if err := target.Resume(all); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := target.Wait(t.Context()); !errors.Is(err, failure) {
-		t.Fatalf("got %v", err)
-	}
-	if d.Pauses() != 1 || target.guest.PlantedAt(0, spot) == nil {
-		t.Errorf("%d pauses, breakpoint planted: %v", d.Pauses(), target.guest.PlantedAt(0, spot) != nil)
-	}
-	wantStop(t, stopAfter(t, target, all), 2, rsp.SoftwareBreakpoint)
-}
-
 // A condition that cannot be evaluated stops the guest, and the client reads why.
 func TestConditionFails(t *testing.T) {
 	readNull, err := agent.Parse([]byte{0x22, 0, 0x17, 0x27}) // const8 0; ref8; end
@@ -484,24 +388,6 @@ func TestDebugRegisters(t *testing.T) {
 	}
 	if d.VCPU(0).Context.DebugRegs[7] != 1<<2 || d.VCPU(1).Context.DebugRegs[7] != 0 {
 		t.Errorf("after detach dr7 is %#x and %#x", d.VCPU(0).Context.DebugRegs[7], d.VCPU(1).Context.DebugRegs[7])
-	}
-}
-
-// A vCPU that comes up while the guest runs is watched soon, whatever happens elsewhere.
-func TestWatchVCPUThatComesUp(t *testing.T) {
-	target, d := newScripted(t,
-		func(d *xentest.Domain) { d.VCPU(1).Online = false },
-		scriptedLeg{motions: []engine.Motion{run, stay}, silent: true},
-		scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{{VCPU: 1, Trap: engine.Debug, DR6: 1 << 3}}},
-	)
-	insert(t, target, rsp.Breakpoint{Kind: rsp.Watch, Addr: 0x1008, Size: 8})
-	if err := target.Resume(all); err != nil {
-		t.Fatal(err)
-	}
-	d.VCPU(1).Online = true
-	wantStop(t, wait(t, target), 2, rsp.Watch)
-	if c := &d.VCPU(1).Context; c.DebugRegs[3] != 0x1008 || c.DebugRegs[7]&0xff != 1<<6 {
-		t.Errorf("debug registers %#x", c.DebugRegs)
 	}
 }
 

@@ -434,10 +434,7 @@ func (e *gdbsx) Pause() ([]Stop, error) {
 		if err := e.g.Pause(); err != nil {
 			return nil, err
 		}
-		err := e.rejoin()
-		if err != nil {
-			return nil, err
-		}
+		var err error
 		if debugged, err = e.takeStops(); err != nil {
 			return nil, err
 		}
@@ -571,7 +568,6 @@ func (e *gdbsx) Close() error {
 	if !e.on {
 		return e.redirect.Close()
 	}
-	e.rejoinSteps()
 	if _, err := e.Pause(); err != nil {
 		return err
 	}

@@ -265,11 +265,6 @@ func (e *monitor) answer(vcpus ...int) error {
 
 // begin begins a step.
 func (e *monitor) begin(n int) error {
-	if e.hops[n].on { // the guest could not be resumed then
-		if err := e.callOff(n); err != nil {
-			return err
-		}
-	}
 	r, err := e.g.Registers(n)
 	if err != nil {
 		return err
@@ -866,9 +861,6 @@ func (e *monitor) landed(n int) (bool, error) {
 		return false, nil
 	}
 	r, err := e.g.Registers(n)
-	if isDown(err) {
-		return false, nil // what it was to execute has taken it down
-	}
 	return err == nil && r.RIP == h.landing.Addr() && e.arrived(n, h, &r), err
 }
 

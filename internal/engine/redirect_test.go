@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 
 	"gdbserver-xen/internal/guest"
 	"gdbserver-xen/x86"
@@ -669,75 +668,6 @@ func TestRedirectNewHandlers(t *testing.T) {
 	}
 	if got := f.d.VCPU(1).Context.Traps; got != fresh {
 		t.Error("vCPU 1 did not get its handlers back")
-	}
-}
-
-// poll lets the engine look at the running guest, which has nothing to tell.
-func (f *fixture) poll(e Engine) {
-	f.t.Helper()
-	ctx, cancel := context.WithTimeout(f.t.Context(), 5*time.Millisecond)
-	defer cancel()
-	if err := e.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
-		f.t.Fatalf("Wait gives %v", err)
-	}
-}
-
-// A vCPU that was down, and has come to a breakpoint before it was seen to be up again,
-// has stopped as any.
-func TestRedirectComesUp(t *testing.T) {
-	f := newFixture(t, 2)
-	g, e := f.start()
-	plant, err := g.Plant(0, breakAt, []byte{guest.Int3})
-	check(t, plant, err)
-	if err := e.Resume([]Motion{Run, Run}); err != nil {
-		t.Fatal(err)
-	}
-	f.Do(func() { f.d.VCPU(1).Online = false })
-	f.poll(e)
-	f.Do(func() { f.d.VCPU(1).Online, f.d.VCPU(1).Context.RIP = true, breakAt })
-	f.run(1)
-	stops, err := e.Pause()
-	if diff := cmp.Diff([]Stop{{VCPU: 1, Trap: Breakpoint}}, check(t, stops, err)); diff != "" {
-		t.Errorf("stops (-want +got):\n%s", diff)
-	}
-}
-
-// A vCPU that a step has taken down does not come up again with RFLAGS.TF when the guest
-// was given back.
-func TestRedirectStepTakesDown(t *testing.T) {
-	f := newFixture(t, 2)
-	g, e := f.attach(f.Host(), nil)
-	if err := e.Resume([]Motion{Run, Step}); err != nil {
-		t.Fatal(err)
-	}
-	f.Do(func() { f.d.VCPU(1).Online = false })
-	f.poll(e)
-	if _, err := e.Pause(); err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(e.Close(), g.Detach()); err != nil {
-		t.Fatal(err)
-	}
-	if v := f.d.VCPU(1); v.Online || v.Context.RFLAGS&x86.RFLAGSTF != 0 {
-		t.Errorf("it is up: %v; RFLAGS %#x", v.Online, v.Context.RFLAGS)
-	}
-}
-
-// A step is begun anew where the guest could not be resumed for it.
-func TestRedirectResumeFails(t *testing.T) {
-	f := newFixture(t, 1)
-	_, e := f.start()
-	f.FailAlways(xentest.OpUnpauseDomain, unix.EIO)
-	if err := e.Resume([]Motion{Step}); !errors.Is(err, unix.EIO) {
-		t.Fatalf("got error %v", err)
-	}
-	f.ClearFaults()
-	if stops := f.goOn(e, 3, Step); len(stops) != 1 {
-		t.Errorf("stops %+v", stops)
-	}
-	f.goOn(e, 1, Run)
-	if c := f.d.VCPU(0).Context; c.RFLAGS&x86.RFLAGSTF != 0 {
-		t.Errorf("the guest has RFLAGS %#x", c.RFLAGS)
 	}
 }
 

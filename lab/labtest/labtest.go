@@ -52,9 +52,6 @@ const (
 // host, after twenty minutes, all such guests had it from then on.
 const maxAge = 12 * time.Minute
 
-// another is the memory, in kB, that a host needs beside others: it has 4 GB.
-const another = 6 << 20
-
 var (
 	mu    sync.Mutex
 	hosts = map[lab.Config]*shared{}
@@ -110,8 +107,8 @@ func Releases() []string {
 }
 
 // Host returns a running host: the one there is, if it has the same configuration
-// and is not too old. It closes others that no test uses, if memory is short. The
-// fields Log and Progress do not count: consoles go to the test's output.
+// and is not too old. It closes others that no test uses. The fields Log and
+// Progress do not count: consoles go to the test's output.
 func Host(t testing.TB, cfg lab.Config) *lab.Host {
 	t.Helper()
 	Require(t)
@@ -128,11 +125,9 @@ func Host(t testing.TB, cfg lab.Config) *lab.Host {
 	tests[t.Name()] = true
 	others := slices.Collect(maps.Values(hosts))
 	mu.Unlock()
-	if availableKB() < another {
-		for _, o := range others {
-			if o != s {
-				o.endUnused(t)
-			}
+	for _, o := range others {
+		if o != s {
+			o.endUnused(t)
 		}
 	}
 
@@ -170,14 +165,6 @@ func Host(t testing.TB, cfg lab.Config) *lab.Host {
 		}
 	})
 	return h
-}
-
-// availableKB tells how much memory there is for new processes, 0 if nobody knows.
-func availableKB() (kb int) {
-	b, _ := os.ReadFile("/proc/meminfo")
-	_, line, _ := strings.Cut(string(b), "MemAvailable:")
-	fmt.Sscan(line, &kb)
-	return kb
 }
 
 // excuse is in what a test prints that failed on a machine which QEMU has broken:
