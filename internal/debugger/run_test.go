@@ -183,14 +183,22 @@ func TestHitOfRemovedBreakpoint(t *testing.T) {
 	}
 }
 
-// raxIsOne is a condition.
-func raxIsOne(t *testing.T) agent.Expr {
+// conditional is a breakpoint with a condition.
+func conditional(t *testing.T, code ...byte) rsp.Breakpoint {
 	t.Helper()
-	expr, err := agent.Parse([]byte{0x26, 0, 0, 0x22, 1, 0x13, 0x27}) // reg 0; const8 1; equal; end
+	expr, err := agent.Parse(code)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return expr
+	b := breakpointAtSpot
+	b.Conditions = []agent.Expr{expr}
+	return b
+}
+
+// ifRAXIsOne is a breakpoint with that condition.
+func ifRAXIsOne(t *testing.T) rsp.Breakpoint {
+	t.Helper()
+	return conditional(t, 0x26, 0, 0, 0x22, 1, 0x13, 0x27) // reg 0; const8 1; equal; end
 }
 
 // A false condition begins the next leg, and is told to nobody. Commands print.
@@ -201,9 +209,7 @@ func TestConditions(t *testing.T) {
 		scriptedLeg{motions: []engine.Motion{step, stay}, stops: []engine.Stop{stepped0}, rip: map[int]uint64{0: spot + 1}},
 		scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{hit1}, rip: map[int]uint64{1: spot}},
 	)
-	b := breakpointAtSpot
-	b.Conditions = []agent.Expr{raxIsOne(t)}
-	insert(t, target, b)
+	insert(t, target, ifRAXIsOne(t))
 	wantStop(t, stopAfter(t, target, all), 2, rsp.SoftwareBreakpoint)
 }
 
@@ -220,26 +226,18 @@ func TestVCPUComesUp(t *testing.T) {
 			scriptedLeg{motions: []engine.Motion{step, stay}, stops: []engine.Stop{stepped0}, rip: map[int]uint64{0: spot + 1}},
 			scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{hit1}, rip: map[int]uint64{1: spot}},
 		)
-		b := breakpointAtSpot
-		b.Conditions = []agent.Expr{raxIsOne(t)}
-		insert(t, target, b)
+		insert(t, target, ifRAXIsOne(t))
 		wantStop(t, stopAfter(t, target, actions), 2, rsp.SoftwareBreakpoint)
 	}
 }
 
 // A condition that cannot be evaluated stops the guest, and the client reads why.
 func TestConditionFails(t *testing.T) {
-	readNull, err := agent.Parse([]byte{0x22, 0, 0x17, 0x27}) // const8 0; ref8; end
-	if err != nil {
-		t.Fatal(err)
-	}
 	target, _ := newScripted(t, nil,
 		scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{hit0}, rip: map[int]uint64{0: spot}})
 	var said strings.Builder
 	target.SetConsole(func(text string) { said.WriteString(text) })
-	b := breakpointAtSpot
-	b.Conditions = []agent.Expr{readNull}
-	insert(t, target, b)
+	insert(t, target, conditional(t, 0x22, 0, 0x17, 0x27)) // const8 0; ref8; end
 	wantStop(t, stopAfter(t, target, all), 1, rsp.SoftwareBreakpoint)
 	want := fmt.Sprintf("The condition of the software breakpoint at %#x: ", uint64(spot))
 	if !strings.HasPrefix(said.String(), want) || !strings.HasSuffix(said.String(), ".\n") {
@@ -331,13 +329,7 @@ func TestStepCutShort(t *testing.T) {
 // never is a breakpoint whose condition is false.
 func never(t *testing.T) rsp.Breakpoint {
 	t.Helper()
-	expr, err := agent.Parse([]byte{0x22, 0, 0x27}) // const8 0; end
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := breakpointAtSpot
-	b.Conditions = []agent.Expr{expr}
-	return b
+	return conditional(t, 0x22, 0, 0x27) // const8 0; end
 }
 
 // An interrupt that comes with a hit that is for nobody is not lost.
