@@ -21,11 +21,7 @@ func (s *session) runMonitor(a *arguments) error {
 	}
 	ctx, cancel := context.WithCancel(s.ctx)
 	defer cancel()
-	s.cancelCommand.Store(&cancel)
-	defer s.cancelCommand.Store(nil)
-	if s.interrupted.Load() {
-		cancel()
-	}
+	s.readOn(cancel)
 	var err error
 	s.patiently(func() { err = m.Monitor(ctx, string(line), s.console) })
 	if err != nil {

@@ -31,7 +31,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"sync/atomic"
 )
 
 // DefaultPacketSize is that of Config.
@@ -50,7 +49,7 @@ type Config struct {
 }
 
 // Serve serves one client on conn until it detaches, goes away, or ctx ends. It
-// closes conn.
+// closes conn, which has to end a Read or Write that blocks.
 //
 // It returns nil if the client detached, and only then has Target.Detach been
 // called with success. With any other result the target is still attached,
@@ -67,16 +66,16 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, t Target, cfg Config) e
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// A read or write that blocks ends with the connection.
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	s.ctx = ctx
-	go s.read(ctx.Done())
+	go s.readAside()
 	go s.wait()
 	err = s.loop()
 	s.abandonWait()
 	s.closeFiles()
 	close(s.waits)
+	close(s.reads)
 	return err
 }
 
@@ -88,8 +87,10 @@ type session struct {
 	log    *slog.Logger
 
 	reader *Reader
-	events chan event
-	free   chan []byte // buffers for events
+	spare  []byte // a buffer for the next event, or nil
+	reads  chan read
+	events chan event // that were read aside
+	aside  bool       // one is being read, or is in events
 
 	regs      *Registers
 	targetXML []byte
@@ -121,15 +122,13 @@ type session struct {
 	files       []File // that the client has open, by descriptor
 	libraryList []byte // as XML
 
-	refused       map[Place]error // breakpoints that gdb believes to be there
-	running       bool
-	actions       []Action // of the last resumption
-	talk          talk
-	cancelWait    context.CancelFunc
-	waits         chan context.Context // of the target
-	stops         chan stop
-	cancelCommand atomic.Pointer[context.CancelFunc] // of the monitor command
-	interrupted   atomic.Bool                        // an interrupt or the end was read, and not yet served
+	refused    map[Place]error // breakpoints that gdb believes to be there
+	running    bool
+	actions    []Action // of the last resumption
+	talk       talk
+	cancelWait context.CancelFunc
+	waits      chan context.Context // of the target
+	stops      chan stop
 
 	over bool  // the target was detached, or could not be
 	err  error // why not
@@ -146,6 +145,12 @@ type event struct {
 	kind   Kind
 	packet []byte
 	err    error
+}
+
+// A read is an event to be read aside.
+type read struct {
+	buf    []byte // for the packet
+	cancel func() // called if it is an interrupt or the end; may be nil
 }
 
 func newSession(conn io.ReadWriter, t Target, cfg Config) (*session, error) {
@@ -167,8 +172,8 @@ func newSession(conn io.ReadWriter, t Target, cfg Config) (*session, error) {
 		target:     t,
 		log:        cfg.Log.With("layer", "rsp"),
 		reader:     NewReader(conn, cfg.PacketSize),
-		events:     make(chan event),
-		free:       make(chan []byte, 2),
+		reads:      make(chan read),
+		events:     make(chan event, 1),
 		regs:       NewRegisters(d),
 		targetXML:  d.AppendXML(nil),
 		pc:         -1,
@@ -181,9 +186,6 @@ func newSession(conn io.ReadWriter, t Target, cfg Config) (*session, error) {
 	}
 	if talker, ok := t.(Talker); ok {
 		talker.SetConsole(s.talk.say)
-	}
-	for range cap(s.free) {
-		s.free <- nil
 	}
 	for i := range s.regs.Len() {
 		if s.regs.list[i].Type == "code_ptr" {
@@ -200,65 +202,82 @@ func newSession(conn io.ReadWriter, t Target, cfg Config) (*session, error) {
 	return s, nil
 }
 
-// read passes on what the client sends. It reads at most one packet ahead.
-func (s *session) read(done <-chan struct{}) {
-	for {
-		var buf []byte
-		select {
-		case buf = <-s.free:
-		case <-done:
-			return
-		}
-		kind, buf, err := s.reader.Next(buf)
-		if err != nil || kind == Interrupt {
-			s.interrupted.Store(true)
-			if cancel := s.cancelCommand.Load(); cancel != nil {
-				(*cancel)()
-			}
-		}
-		select {
-		case s.events <- event{kind, buf, err}:
-		case <-done:
-			return
-		}
-		if err != nil {
-			return
-		}
-	}
-}
-
 // loop serves until the session ends. A failed write needs no answer of its
 // own: the read side sees the end of the connection too.
+//
+// While the target stands still there is nothing to wait for but the client, which
+// is read right here: to be told by another goroutine costs as much as a small read.
 func (s *session) loop() error {
-	for {
+	for !s.over {
+		if !s.running && !s.aside {
+			if err := s.serve(s.next(s.spare)); err != nil {
+				return err
+			}
+			continue
+		}
+		s.readOn(nil)
 		select {
 		case <-s.ctx.Done():
 			return context.Cause(s.ctx)
 		case e := <-s.events:
-			if e.err != nil {
-				if err := s.ctx.Err(); err != nil {
-					return context.Cause(s.ctx)
-				}
-				if e.err == io.EOF {
-					return ErrDisconnected
-				}
-				return fmt.Errorf("%w: %w", ErrDisconnected, e.err)
+			s.aside = false
+			if err := s.serve(e); err != nil {
+				return err
 			}
-			s.serve(e)
-			s.free <- e.packet
 		case st := <-s.stops:
 			s.stopped(st)
 		case <-s.talk.news:
 			s.flushTalk()
 		}
-		if s.over {
-			return s.err
-		}
+	}
+	return s.err
+}
+
+// next waits for what the client sends.
+func (s *session) next(buf []byte) event {
+	kind, packet, err := s.reader.Next(buf)
+	return event{kind, packet, err}
+}
+
+// readOn has the next event read aside, if none is. cancel is called if that is an
+// interrupt or the end.
+func (s *session) readOn(cancel func()) {
+	if !s.aside {
+		s.aside = true
+		s.reads <- read{s.spare, cancel}
+		s.spare = nil
 	}
 }
 
-// serve answers what the client sent.
-func (s *session) serve(e event) {
+// readAside reads beside the loop what that asks for.
+func (s *session) readAside() {
+	for r := range s.reads {
+		e := s.next(r.buf)
+		if r.cancel != nil && (e.err != nil || e.kind == Interrupt) {
+			r.cancel()
+		}
+		s.events <- e
+	}
+}
+
+// serve answers what the client sent. It returns an error if that is the end.
+func (s *session) serve(e event) error {
+	if e.err != nil {
+		switch {
+		case s.ctx.Err() != nil:
+			return context.Cause(s.ctx)
+		case e.err == io.EOF:
+			return ErrDisconnected
+		}
+		return fmt.Errorf("%w: %w", ErrDisconnected, e.err)
+	}
+	s.answer(e)
+	s.spare = e.packet
+	return nil
+}
+
+// answer answers what is not the end.
+func (s *session) answer(e event) {
 	switch e.kind {
 	case Packet:
 		s.acknowledge('+')
@@ -267,7 +286,6 @@ func (s *session) serve(e event) {
 			s.send()
 		}
 	case Interrupt:
-		s.interrupted.Store(false)
 		s.log.Debug("interrupt")
 		if err := s.interrupt(); err != nil {
 			s.log.Error("interrupt the target", "err", err)

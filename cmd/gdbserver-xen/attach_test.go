@@ -490,15 +490,22 @@ func TestSignals(t *testing.T) {
 
 // TestStdio is gdb's "target remote | COMMAND".
 func TestStdio(t *testing.T) {
+	detach := func(stdin io.WriteCloser, _ *os.Process) {
+		io.WriteString(stdin, "+$D#44")
+		stdin.Close()
+	}
+	hangUp := func(stdin io.WriteCloser, _ *os.Process) { stdin.Close() }
+	terminate := func(_ io.WriteCloser, p *os.Process) { p.Signal(syscall.SIGTERM) }
 	for _, tt := range []struct {
 		name string
 		args []string
-		end  string // what the client does at last
+		end  func(stdin io.WriteCloser, p *os.Process)
 		says string
 	}{
-		{"detach", []string{"attach", "--listen", "stdio", "3"}, "$D#44", "detached, domain 3 is as it was"},
-		{"hang up", []string{"attach", "--listen", "-", "3"}, "", "went away without detaching, domain 3 is as it was"},
-		{"classic form", []string{"stdio", "--attach", "3"}, "$D#44", "detached, domain 3 is as it was"},
+		{"detach", []string{"attach", "--listen", "stdio", "3"}, detach, "detached, domain 3 is as it was"},
+		{"hang up", []string{"attach", "--listen", "-", "3"}, hangUp, "went away without detaching, domain 3 is as it was"},
+		{"signal", []string{"attach", "--listen", "-", "3"}, terminate, "stopped by a signal, domain 3 is as it was"},
+		{"classic form", []string{"stdio", "--attach", "3"}, detach, "detached, domain 3 is as it was"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			cmd, said := onFake(t, tt.args...)
@@ -519,8 +526,7 @@ func TestStdio(t *testing.T) {
 			if _, err := io.ReadFull(r, got); err != nil || string(got) != "+$QC1#c5" {
 				t.Errorf("got %q, %v", got, err)
 			}
-			io.WriteString(stdin, "+"+tt.end)
-			stdin.Close()
+			tt.end(stdin, cmd.Process)
 			io.Copy(io.Discard, r)
 			end(t, cmd, said)
 			if !strings.Contains(said.String(), tt.says) {

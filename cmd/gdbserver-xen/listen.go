@@ -134,15 +134,24 @@ func (s *stdio) Accept() (connection, error) {
 		return connection{}, io.EOF
 	}
 	s.used = true
-	return connection{stdioConn{}, "the client on standard input"}, nil
+	in, feed := io.Pipe()
+	go func() {
+		_, err := io.Copy(feed, os.Stdin)
+		feed.CloseWithError(err)
+	}()
+	return connection{stdioConn{in}, "the client on standard input"}, nil
 }
 
 func (s *stdio) Close() error    { return nil }
 func (s *stdio) Address() string { return "" }
 func (s *stdio) Open() bool      { return false }
 
-type stdioConn struct{}
+// A stdioConn reads standard input by a pipe, for Close to end a Read: a terminal, or
+// a pipe of a shell's, goes on blocking when it is closed.
+type stdioConn struct{ in *io.PipeReader }
 
-func (stdioConn) Read(p []byte) (int, error)  { return os.Stdin.Read(p) }
-func (stdioConn) Write(p []byte) (int, error) { return os.Stdout.Write(p) }
-func (stdioConn) Close() error                { return errors.Join(os.Stdin.Close(), os.Stdout.Close()) }
+func (c stdioConn) Read(p []byte) (int, error) { return c.in.Read(p) }
+func (stdioConn) Write(p []byte) (int, error)  { return os.Stdout.Write(p) }
+func (c stdioConn) Close() error {
+	return errors.Join(c.in.Close(), os.Stdin.Close(), os.Stdout.Close())
+}
