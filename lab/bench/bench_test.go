@@ -193,10 +193,11 @@ func TestLimit(t *testing.T) {
 	defer l.Close()
 	go ServeLimit(l)
 	results, err := MeasureLimit("unix", path, Params{Times: 10, Bulk: Range{Size: 5 << 20}})
-	if err != nil || len(results) != 2 {
+	if err != nil || len(results) != 3 {
 		t.Fatalf("got %v, %v", results, err)
 	}
-	if e, c := results[0], results[1]; len(e.Samples) != 10 || len(c.Samples) != 2 || c.Bytes != 2<<20 {
+	e, c, r := results[0], results[1], results[2]
+	if len(e.Samples) != 10 || len(c.Samples) != 2 || c.Bytes != 2<<20 || len(r.Samples) != 2 || r.Bytes != 16*readySize {
 		t.Errorf("got %v", results)
 	}
 }

@@ -1,15 +1,19 @@
 package bench
 
 // What no server can be faster than: bytes that go to and fro over the same
-// loopback, and bytes that are copied through it.
+// loopback, bytes that are copied through it, and replies that need not be made.
 
 import (
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"math/rand/v2"
 	"net"
 	"time"
+
+	"gdbserver-xen/rsp"
 )
 
 // copyChunk is what is written and read at once.
@@ -18,9 +22,17 @@ const copyChunk = 128 << 10
 // echoSize is that of a small read's packet.
 const echoSize = len("$mffffffff81000000,8#00")
 
-// ServeLimit serves those who measure the limit, until accepting fails. A connection
-// begins with the number of bytes to send at once. If that is 0, what comes is sent
-// back.
+// readySize is how much memory a ready reply has, as much as a packet of ours.
+const readySize = (rsp.DefaultPacketSize - 1) &^ (pageSize - 1)
+
+// What a connection to ServeLimit begins with, in 8 bytes; anything else is the number
+// of bytes to send at once.
+const (
+	wantEcho  = 0              // what comes is sent back
+	wantReady = math.MaxUint64 // each packet is answered by the same random bytes
+)
+
+// ServeLimit serves those who measure the limit, until accepting fails.
 func ServeLimit(l net.Listener) error {
 	for {
 		conn, err := l.Accept()
@@ -40,16 +52,15 @@ func serveLimit(conn net.Conn) error {
 		return err
 	}
 	rest := binary.LittleEndian.Uint64(buf)
-	if rest == 0 {
-		for {
-			n, err := conn.Read(buf)
-			if err != nil {
-				return err
-			}
-			if _, err := conn.Write(buf[:n]); err != nil {
-				return err
-			}
-		}
+	switch rest {
+	case wantEcho:
+		return answer(conn, buf, func(request []byte) []byte { return request })
+	case wantReady:
+		payload := make([]byte, 1+readySize)
+		_, _ = rand.NewChaCha8([32]byte{}).Read(payload) // never fails
+		payload[0] = 'b'
+		reply := rsp.AppendPacket(nil, payload)
+		return answer(conn, buf, func([]byte) []byte { return reply })
 	}
 	for rest > 0 {
 		n, err := conn.Write(buf[:min(rest, copyChunk)])
@@ -61,6 +72,19 @@ func serveLimit(conn net.Conn) error {
 	return nil
 }
 
+// answer answers each request, which comes whole.
+func answer(conn net.Conn, buf []byte, reply func([]byte) []byte) error {
+	for {
+		n, err := conn.Read(buf)
+		if err != nil {
+			return err
+		}
+		if _, err := conn.Write(reply(buf[:n])); err != nil {
+			return err
+		}
+	}
+}
+
 // MeasureLimit measures what a small read and a bulk read compare to.
 func MeasureLimit(network, addr string, p Params) (results []Result, err error) {
 	defer func() {
@@ -68,15 +92,15 @@ func MeasureLimit(network, addr string, p Params) (results []Result, err error) 
 			err = fmt.Errorf("limit: %w", err)
 		}
 	}()
-	dial := func(size int) (net.Conn, error) {
+	dial := func(want uint64) (net.Conn, error) {
 		conn, err := net.Dial(network, addr)
 		if err != nil {
 			return nil, err
 		}
-		_, err = conn.Write(binary.LittleEndian.AppendUint64(nil, uint64(size)))
+		_, err = conn.Write(binary.LittleEndian.AppendUint64(nil, want))
 		return conn, err
 	}
-	conn, err := dial(0)
+	conn, err := dial(wantEcho)
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +121,7 @@ func MeasureLimit(network, addr string, p Params) (results []Result, err error) 
 	}
 	plain := Result{Work: Copy, Bytes: packetsPerSample * copyChunk}
 	samples := max(p.Bulk.Size/plain.Bytes, 1)
-	if conn, err = dial(samples * plain.Bytes); err != nil {
+	if conn, err = dial(uint64(samples * plain.Bytes)); err != nil {
 		return nil, err
 	}
 	for range samples {
@@ -111,5 +135,21 @@ func MeasureLimit(network, addr string, p Params) (results []Result, err error) 
 		}
 		plain.Samples = append(plain.Samples, time.Since(start))
 	}
-	return []Result{echo, plain}, errors.Join(err, conn.Close())
+	if err := conn.Close(); err != nil {
+		return nil, err
+	}
+	if conn, err = dial(wantReady); err != nil {
+		return nil, err
+	}
+	ready := Result{Work: Ready, Bytes: packetsPerSample * readySize}
+	c := &Conn{conn: conn, reader: rsp.NewReader(conn, replyLimit)}
+	err = timed(c, p, &ready, max(p.Bulk.Size/ready.Bytes, 1), func(int) error {
+		for range packetsPerSample {
+			if err := c.readBinary(0, readySize); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return []Result{echo, plain, ready}, errors.Join(err, conn.Close())
 }

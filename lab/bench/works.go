@@ -49,6 +49,7 @@ const (
 	Attach          = "attach"
 	Echo            = "echo over the same loopback"
 	Copy            = "plain copying through a socket"
+	Ready           = "bulk read, binary (x), of replies that are ready"
 )
 
 // groups are works that are measured together.

@@ -163,8 +163,24 @@ func stubSection(b *strings.Builder, r *benchResult) {
 	b.WriteString(bench.Table(nameStub, "ours", rows))
 	b.WriteString("\nThe limit: an echo, and plain copying, over the same kind of socket.\n\n")
 	b.WriteString(bench.Table("limit", "ours", r.limit(nameMemory)))
+	r.atMost(b, nameStub, bench.ReadWarm)
 	if r.Profile != "" {
 		fmt.Fprintf(b, "\nWhat holds what is missed: the CPU profile of ours, over all of these works, is mostly of\n\n```\n%s\n```\n", r.Profile)
+	}
+}
+
+// atMost tells how much faster than a peer any server could be, by the limit.
+func (r *benchResult) atMost(b *strings.Builder, peer string, works ...string) {
+	limit, theirs := r.Servers[nameLimit], r.Servers[peer]
+	for _, work := range works {
+		if ratio, ok := (bench.Row{Peer: theirs[work], Ours: limit[bench.Echo]}).Ratio(); ok {
+			fmt.Fprintf(b, "\nWhat holds %q: with one echo of time, no server could be more than %.1f times faster than %s here.\n", work, ratio, peer)
+		}
+	}
+	if ratio, ok := (bench.Row{Peer: theirs[bench.BulkHex], Ours: limit[bench.Ready]}).Ratio(); ok {
+		speed := limit[bench.Ready]
+		fmt.Fprintf(b, "\nWhat holds %q: the client takes random bytes from a server that has its replies ready, framed, at %.3g MB/s, "+
+			"%.3g times as fast as from %s.\n", bench.BulkBinary, speed.Speed(bench.Median(speed.Samples))/1e6, ratio, peer)
 	}
 }
 
@@ -207,12 +223,7 @@ func worksSection(b *strings.Builder, r *benchResult) {
 	b.WriteString(bench.Table(nameGDBSX, "ours", rows))
 	b.WriteString("\nThe limit: an echo, and plain copying, over the same loopback.\n\n")
 	b.WriteString(bench.Table("limit", "ours", r.limit(nameOurs)))
-	echo := bench.Median(r.Servers[nameLimit][bench.Echo].Samples)
-	for _, work := range []string{bench.ReadWarm, bench.Registers} {
-		if peer := bench.Median(r.Servers[nameGDBSX][work].Samples); echo > 0 && peer > 0 {
-			fmt.Fprintf(b, "\nWhat holds %q: with one echo of time, no server could be more than %.1f times faster than gdbsx here.\n", work, peer.Seconds()/echo.Seconds())
-		}
-	}
+	r.atMost(b, nameGDBSX, bench.ReadWarm, bench.Registers)
 	b.WriteString("\nHypercalls and mapping calls of ours, each, by `monitor stats` (of bulk work, per 16 packets):")
 	sep := " "
 	for _, work := range []string{bench.ReadCold, bench.ReadWarm, bench.Registers, bench.BulkBinary, bench.StepBusy, bench.BreakCycle} {
