@@ -210,7 +210,7 @@ func newSession(conn io.ReadWriter, t Target, cfg Config) (*session, error) {
 func (s *session) loop() error {
 	for !s.over {
 		if !s.running && !s.aside {
-			if err := s.serve(s.next(s.spare)); err != nil {
+			if err := s.serve(s.next(s.takeSpare())); err != nil {
 				return err
 			}
 			continue
@@ -239,13 +239,20 @@ func (s *session) next(buf []byte) event {
 	return event{kind, packet, err}
 }
 
-// readOn has the next event read aside, if none is. cancel is called if that is an
-// interrupt or the end.
+// takeSpare gives the buffer that no event has, or nil: while a packet is handled, the
+// next one needs another.
+func (s *session) takeSpare() []byte {
+	buf := s.spare
+	s.spare = nil
+	return buf
+}
+
+// readOn has the next event read aside, if none is, as none is while a packet is
+// handled. cancel is called if that is an interrupt or the end.
 func (s *session) readOn(cancel func()) {
 	if !s.aside {
 		s.aside = true
-		s.reads <- read{s.spare, cancel}
-		s.spare = nil
+		s.reads <- read{s.takeSpare(), cancel}
 	}
 }
 

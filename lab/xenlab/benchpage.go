@@ -177,10 +177,10 @@ func (r *benchResult) atMost(b *strings.Builder, peer string, works ...string) {
 			fmt.Fprintf(b, "\nWhat holds %q: with one echo of time, no server could be more than %.1f times faster than %s here.\n", work, ratio, peer)
 		}
 	}
-	if ratio, ok := (bench.Row{Peer: theirs[bench.BulkHex], Ours: limit[bench.Ready]}).Ratio(); ok {
-		speed := limit[bench.Ready]
-		fmt.Fprintf(b, "\nWhat holds %q: the client takes random bytes from a server that has its replies ready, framed, at %.3g MB/s, "+
-			"%.3g times as fast as from %s.\n", bench.BulkBinary, speed.Speed(bench.Median(speed.Samples))/1e6, ratio, peer)
+	ready := limit[bench.Ready]
+	if ratio, ok := (bench.Row{Peer: theirs[bench.BulkHex], Ours: ready}).Ratio(); ok {
+		fmt.Fprintf(b, "\nWhat holds %q: the client takes random bytes from a server that has its replies ready, framed, at %.1f MB/s, "+
+			"%.1f times as fast as from %s.\n", bench.BulkBinary, ready.Speed(bench.Median(ready.Samples))/1e6, ratio, peer)
 	}
 }
 
