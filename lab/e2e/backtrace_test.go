@@ -50,9 +50,9 @@ var (
 	printedFrame = regexp.MustCompile(`^#(\d+) +0x([0-9a-f]{16})(?: (\S+)\+0x([0-9a-f]+))?$`)
 )
 
-// parseStacks reads what is printed of a guest without KASLR, and checks names
-// and places against the kernel's symbol file.
-func parseStacks(t *testing.T, h *lab.Host, printed string) []printedStack {
+// parseStacks reads what is printed of a guest, and checks names and places against
+// the kernel's symbol file, from which KASLR has moved it by slide.
+func parseStacks(t *testing.T, h *lab.Host, printed string, slide uint64) []printedStack {
 	t.Helper()
 	banner, rest, _ := strings.Cut(printed, "\n")
 	if !strings.HasPrefix(banner, "Linux version "+h.KernelRelease()+" ") {
@@ -86,8 +86,8 @@ func parseStacks(t *testing.T, h *lab.Host, printed string) []printedStack {
 		}
 		addr, _ := strconv.ParseUint(m[2], 16, 64)
 		offset, _ := strconv.ParseUint(m[4], 16, 64)
-		if all := symbolAddresses(t, h, m[3]); !slices.Contains(all, addr-offset) {
-			t.Errorf("%s is at %#x, not %#x", m[3], all, addr-offset)
+		if all := symbolAddresses(t, h, m[3]); !slices.Contains(all, addr-offset-slide) {
+			t.Errorf("%s is at %#x, not %#x", m[3], all, addr-offset-slide)
 		}
 	}
 	return stacks
@@ -103,7 +103,7 @@ func TestBacktraceCommand(t *testing.T) {
 		stacks, whole := 0, 0
 		check := func(printed string) {
 			t.Helper()
-			for _, s := range parseStacks(t, h, printed) {
+			for _, s := range parseStacks(t, h, printed, 0) {
 				stacks++
 				if s.whole() {
 					whole++

@@ -110,12 +110,8 @@ func TestKASLR(t *testing.T) {
 	s = attach(t, h, g)
 	caps := s.gdb("-ex", "monitor caps", "-ex", "detach")
 	s.exit()
-	move := regexp.MustCompile("load it with `(symbol-file -o 0x[0-9a-f]+) FILE`").FindStringSubmatch(caps)
-	if move == nil {
-		t.Fatalf("monitor caps does not say how far the kernel was moved:\n%s", caps)
-	}
 	s = attach(t, h, g)
-	out = s.gdb("-ex", move[1]+" "+vmlinux, "-ex", "thread apply all bt", "-ex", "p/x &init_task", "-ex", "p init_task.comm", "-ex", "detach")
+	out = s.gdb("-ex", fmt.Sprintf("symbol-file -o %#x %s", slideOf(t, caps), vmlinux), "-ex", "thread apply all bt", "-ex", "p/x &init_task", "-ex", "p init_task.comm", "-ex", "detach")
 	s.exit()
 	checkGDBStacks(t, out, g.Config().VCPUs)
 	expect(t, out, `#[1-9]\d* .* at \S+:\d+`, `\$1 = `+address+`\n`, `\$2 = "swapper/0`)
@@ -130,6 +126,20 @@ func TestKASLR(t *testing.T) {
 	expect(t, out, `"swapper/0`, address, `frame #[1-9]\d*: .* at \S+:\d+`)
 	linuxCommands(t, h, g)
 	continueAndInterrupt(t, h, g, 1)
+}
+
+// slideOf gives how far KASLR has moved a kernel, by what monitor caps says.
+func slideOf(t *testing.T, caps string) uint64 {
+	t.Helper()
+	move := regexp.MustCompile("load it with `symbol-file -o (0x[0-9a-f]+) FILE`").FindStringSubmatch(caps)
+	if move == nil {
+		t.Fatalf("monitor caps does not say how far the kernel was moved:\n%s", caps)
+	}
+	slide, err := strconv.ParseUint(move[1], 0, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slide
 }
 
 // A file of another build is none that gdb keeps quiet about: it tells which kernel the
@@ -280,12 +290,24 @@ for i in range(%d):
 // Wherever a busy guest is stopped, gdb's stacks are whole without a file, and nearly
 // all are those that the server prints. So they are with the kernel's symbol file, if that
 // is loaded later. How many are where it is loaded before, with and without what the server
-// adds to it, is printed beside.
+// adds to it, is printed beside. A kernel that KASLR has moved, that of an HVM guest, is
+// for the figures, too.
 func TestGDBStacks(t *testing.T) {
-	for _, kind := range controlled {
+	const symbolsLater = "gdb, symbol file later"
+	kinds := controlled
+	if soaking() {
+		kinds = append(slices.Clone(kinds), lab.HVM)
+	}
+	for _, kind := range kinds {
 		t.Run(string(kind), func(t *testing.T) {
 			h, g := guestOf(t, machine, loaded, kind)
 			vmlinux := symbols(t, h)
+			slide := uint64(0)
+			if kind == lab.HVM {
+				s := attach(t, h, g)
+				slide = slideOf(t, s.gdb("-ex", "monitor caps", "-ex", "detach"))
+				s.exit()
+			}
 			script := filepath.Join(t.TempDir(), "stops.py")
 			for _, client := range []struct {
 				name  string
@@ -293,10 +315,13 @@ func TestGDBStacks(t *testing.T) {
 				whole bool // all stacks are to be
 			}{
 				{"gdb, no file", nil, true},
-				{"gdb, symbol file later", []string{"-ex", "file " + vmlinux}, true},
+				{symbolsLater, []string{"-ex", "file " + vmlinux}, true},
 				{"gdb, symbol file", []string{vmlinux}, false},
 				{"gdb, symbol file alone", append(slices.Clone(noFiles), vmlinux), false},
 			} {
+				if slide != 0 && client.name == symbolsLater {
+					continue // gdb moves no file that it loads later
+				}
 				stops := scaled(t, 10, 1000)
 				if !client.whole { // which is for the figures
 					stops = scaled(t, 3, 1000)
@@ -313,7 +338,7 @@ func TestGDBStacks(t *testing.T) {
 				parts := strings.Split(out, "=== server\n")[1:]
 				for _, part := range parts {
 					printed, rest, _ := strings.Cut(part, "=== gdb\n")
-					ours := parseStacks(t, h, printed)
+					ours := parseStacks(t, h, printed, slide)
 					theirs := parseGDBStacks(rest)
 					slices.SortFunc(theirs, func(a, b gdbStack) int { return a.vcpu - b.vcpu })
 					if len(ours) != len(theirs) {

@@ -48,7 +48,7 @@ func linuxCommands(t *testing.T, h *lab.Host, g *lab.Guest) {
 		t.Errorf("the guest has printed %d lines", lines)
 	}
 	for command, patterns := range map[string][]string{
-		"ps":    {`(?m)^ *1\s.*\binit\b`, `(?m)^ *2\s.*\[kthreadd\]`, `\[kswapd0\]`},
+		"ps":    {`(?m)^ *1\s.*\b(init|sh)\b`, `(?m)^ *2\s.*\[kthreadd\]`, `\[kswapd0\]`},
 		"lsmod": {`(?m)^Module +Size +Used by`},
 		"regs":  {`rip .*0x[0-9a-f]+`, `cr3`},
 	} {

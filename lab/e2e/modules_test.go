@@ -113,8 +113,9 @@ func sameTask(line []string, task *toldTask) bool {
 }
 
 // busyTelling are tasks that do something else whenever the guest tells what they do,
-// beside process 1, which tells: who prints it, and RCU, which both give work.
-var busyTelling = regexp.MustCompile(`^\[(khvcd|rcu_preempt|rcu_sched)\]$`)
+// beside process 1, which tells: who prints it, and RCU, which both give work, and who
+// wakes twice a second, on another CPU while this one is busy.
+var busyTelling = regexp.MustCompile(`^\[(khvcd|rcu_preempt|rcu_sched|kcompactd\d+)\]$`)
 
 // A guest's modules, and the tasks that stand still, and their stacks, are told as the
 // guest tells them. Each is compared with what it has told three times, since a task

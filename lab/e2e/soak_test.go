@@ -20,14 +20,20 @@ import (
 	"gdbserver-xen/xen"
 )
 
+// envSoak says how often things are to be done.
+const envSoak = "GDBSERVER_XEN_SOAK"
+
+// soaking tells whether they are to be done more often than for a test.
+func soaking() bool { return os.Getenv(envSoak) != "" }
+
 // scaled gives how often to do something: less than what was asked for, unless
 // the environment says otherwise.
 func scaled(t *testing.T, least, most int) int {
 	t.Helper()
-	if s := os.Getenv("GDBSERVER_XEN_SOAK"); s != "" {
-		n, err := strconv.Atoi(s)
+	if soaking() {
+		n, err := strconv.Atoi(os.Getenv(envSoak))
 		if err != nil {
-			t.Fatalf("GDBSERVER_XEN_SOAK: %v", err)
+			t.Fatalf("%s: %v", envSoak, err)
 		}
 		return min(n, most)
 	}
