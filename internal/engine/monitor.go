@@ -861,6 +861,9 @@ func (e *monitor) landed(n int) (bool, error) {
 		return false, nil
 	}
 	r, err := e.g.Registers(n)
+	if isDown(err) {
+		return false, nil // what it was to execute has taken it down
+	}
 	return err == nil && r.RIP == h.landing.Addr() && e.arrived(n, h, &r), err
 }
 

@@ -480,6 +480,20 @@ func TestMonitorStepByInt3(t *testing.T) {
 	f.detach(code)
 }
 
+// An instruction that takes its vCPU down, as HLT without interrupts does, is no step
+// that is done, and its end is taken away.
+func TestMonitorStepTakesDown(t *testing.T) {
+	code := []byte{0xf4, 0x90, 0x90}
+	f := newMonitored(t, xentest.Config{}, 2, code)
+	f.resume(Step, Run)
+	f.Do(func() { f.d.VCPU(0).Online = false })
+	f.pause()
+	f.resume(Stay, Run)
+	f.Do(func() { f.d.VCPU(0).Online = true })
+	f.pause()
+	f.detach(code)
+}
+
 // A processor with a monitor trap flag steps by it.
 func TestMonitorStepByMonitorTrapFlag(t *testing.T) {
 	f := newMonitored(t, xentest.Config{Intel: true}, 2, nops)
