@@ -434,7 +434,10 @@ func (e *gdbsx) Pause() ([]Stop, error) {
 		if err := e.g.Pause(); err != nil {
 			return nil, err
 		}
-		var err error
+		err := e.rejoin()
+		if err != nil {
+			return nil, err
+		}
 		if debugged, err = e.takeStops(); err != nil {
 			return nil, err
 		}
@@ -568,6 +571,7 @@ func (e *gdbsx) Close() error {
 	if !e.on {
 		return e.redirect.Close()
 	}
+	e.rejoinSteps()
 	if _, err := e.Pause(); err != nil {
 		return err
 	}

@@ -629,3 +629,18 @@ func TestUnavailable(t *testing.T) {
 		}
 	}
 }
+
+// A vCPU that a step has taken down does not come up again with RFLAGS.TF when the guest
+// was given back.
+func TestGDBSXStepTakesDown(t *testing.T) {
+	f := newFakePV(t, 0)
+	f.attach()
+	f.resume(Run, Step)
+	f.x.Do(func() { f.d.VCPU(1).Online = false })
+	f.wait(false)
+	f.pause()
+	f.release()
+	if v := f.d.VCPU(1); v.Online || v.Context.RFLAGS&x86.RFLAGSTF != 0 {
+		t.Errorf("it is up: %v; RFLAGS %#x", v.Online, v.Context.RFLAGS)
+	}
+}

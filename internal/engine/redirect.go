@@ -527,6 +527,9 @@ func (e *redirect) Pause() ([]Stop, error) {
 	if err := e.g.Pause(); err != nil {
 		return nil, err
 	}
+	if err := e.rejoin(); err != nil {
+		return nil, err
+	}
 	if err := e.flush(); err != nil {
 		return nil, err
 	}
@@ -548,6 +551,41 @@ func (e *redirect) Pause() ([]Stop, error) {
 		}
 	}
 	return stops, nil
+}
+
+// rejoin has those vCPUs looked at that have come up again since poll has seen them
+// down: their traps still lead to the parking spot, and they may stand there.
+// Preconditions: the guest is paused.
+func (e *redirect) rejoin() error {
+	if e.spot == 0 {
+		return nil
+	}
+	for n := range e.armed {
+		if e.armed[n] {
+			continue
+		}
+		info, err := e.g.Scheduled(n)
+		if isDown(err) || err == nil && !info.Online {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		ctx, err := e.g.Context(n)
+		if err != nil {
+			return err
+		}
+		e.armed[n] = e.g.Redirected(ctx) // if not, it has come up for the first time
+	}
+	return nil
+}
+
+// rejoinSteps has those vCPUs looked at that a step has taken down: they would come up
+// again with RFLAGS.TF.
+func (e *redirect) rejoinSteps() {
+	for n := range e.armed {
+		e.armed[n] = e.armed[n] || e.g.Stepping(n)
+	}
 }
 
 // takeDone gives the stop of a step that was done without the guest's running.
@@ -834,6 +872,7 @@ func (e *redirect) Close() error {
 	if e.spot == 0 {
 		return nil
 	}
+	e.rejoinSteps()
 	if _, err := e.Pause(); err != nil {
 		return err
 	}

@@ -671,6 +671,57 @@ func TestRedirectNewHandlers(t *testing.T) {
 	}
 }
 
+// poll lets the engine look at the running guest, which has nothing to tell.
+func (f *fixture) poll(e Engine) {
+	f.t.Helper()
+	ctx, cancel := context.WithTimeout(f.t.Context(), 5*time.Millisecond)
+	defer cancel()
+	if err := e.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		f.t.Fatalf("Wait gives %v", err)
+	}
+}
+
+// A vCPU that was down, and has come to a breakpoint before it was seen to be up again,
+// has stopped as any.
+func TestRedirectComesUp(t *testing.T) {
+	f := newFixture(t, 2)
+	g, e := f.start()
+	plant, err := g.Plant(0, breakAt, []byte{guest.Int3})
+	check(t, plant, err)
+	if err := e.Resume([]Motion{Run, Run}); err != nil {
+		t.Fatal(err)
+	}
+	f.Do(func() { f.d.VCPU(1).Online = false })
+	f.poll(e)
+	f.Do(func() { f.d.VCPU(1).Online, f.d.VCPU(1).Context.RIP = true, breakAt })
+	f.run(1)
+	stops, err := e.Pause()
+	if diff := cmp.Diff([]Stop{{VCPU: 1, Trap: Breakpoint}}, check(t, stops, err)); diff != "" {
+		t.Errorf("stops (-want +got):\n%s", diff)
+	}
+}
+
+// A vCPU that a step has taken down does not come up again with RFLAGS.TF when the guest
+// was given back.
+func TestRedirectStepTakesDown(t *testing.T) {
+	f := newFixture(t, 2)
+	g, e := f.attach(f.Host(), nil)
+	if err := e.Resume([]Motion{Run, Step}); err != nil {
+		t.Fatal(err)
+	}
+	f.Do(func() { f.d.VCPU(1).Online = false })
+	f.poll(e)
+	if _, err := e.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(e.Close(), g.Detach()); err != nil {
+		t.Fatal(err)
+	}
+	if v := f.d.VCPU(1); v.Online || v.Context.RFLAGS&x86.RFLAGSTF != 0 {
+		t.Errorf("it is up: %v; RFLAGS %#x", v.Online, v.Context.RFLAGS)
+	}
+}
+
 // Where the handler of vector 9 cannot be used, padding is; where there is
 // nothing, that is said, and nothing changed.
 func TestRedirectParkingSpot(t *testing.T) {
