@@ -162,18 +162,25 @@ func (t *Target) start() error {
 		t.leg.stepper = slices.Index(motions, engine.Step)
 	}
 	if t.leg.stepper >= 0 && t.noEngine == nil {
-		if t.together(time.Now()) {
+		down, err := t.guest.TakesDown(t.leg.stepper)
+		switch {
+		case err != nil:
+			return err
+		case down:
+			t.letOthersRun(vcpus, motions)
+		case t.together(time.Now()):
 			return t.startTogether(motions)
-		}
-		for n := range motions {
-			if n != t.leg.stepper {
-				motions[n] = engine.Stay
+		default:
+			for n := range motions {
+				if n != t.leg.stepper {
+					motions[n] = engine.Stay
+				}
 			}
+			t.leg.until = time.Now().Add(aloneBound)
 		}
 		if motions[t.leg.stepper], err = t.stepMotion(); err != nil {
 			return err
 		}
-		t.leg.until = time.Now().Add(aloneBound)
 	} else {
 		t.alone = time.Time{}
 	}
@@ -248,6 +255,22 @@ func (t *Target) startTogether(motions []engine.Motion) error {
 	}
 	t.alone = time.Time{}
 	return t.engine.Resume(motions)
+}
+
+// letOthersRun has no vCPU held beside one whose step takes it down, for that would power
+// the domain off. They miss the breakpoint that it steps off, for a while.
+func (t *Target) letOthersRun(vcpus []int, motions []engine.Motion) {
+	told := false
+	for _, n := range vcpus {
+		if motions[n] == engine.Stay {
+			motions[n], told = engine.Run, true
+		}
+	}
+	if told {
+		t.print(fmt.Sprintf("vCPU %d goes offline by its step, so that others ran too.\n", t.leg.stepper))
+	}
+	t.alone = time.Time{}
+	t.leg.until = time.Now().Add(togetherTime)
 }
 
 // getOff gives the planted int3 that a vCPU stands on and is to run over, or nil

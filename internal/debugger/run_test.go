@@ -231,6 +231,43 @@ func TestVCPUComesUp(t *testing.T) {
 	}
 }
 
+// Beside a vCPU whose step takes it down, none is held: the hypervisor would take that
+// for the last one, and power the domain off.
+func TestStepTakesDown(t *testing.T) {
+	const next = spot + 4
+	downs := func(d *xentest.Domain) {
+		c := &d.VCPU(0).Context
+		c.RIP, c.RAX, c.RDI = spot, 24, 2 // VCPUOP_down
+	}
+	for _, actions := range [][]rsp.Action{all, stepThread1} {
+		var d *xentest.Domain
+		target, d := newScripted(t, downs,
+			scriptedLeg{motions: []engine.Motion{step, run}, silent: true, during: func() { d.VCPU(0).Online = false }},
+			scriptedLeg{motions: []engine.Motion{stay, run}, stops: []engine.Stop{hit1}, rip: map[int]uint64{1: next}},
+		)
+		if err := target.guest.Write(0, spot, []byte{0x0f, 0x05}); err != nil {
+			t.Fatal(err)
+		}
+		insert(t, target, breakpointAtSpot)
+		insert(t, target, rsp.Breakpoint{Kind: rsp.SoftwareBreakpoint, Addr: next, Size: 1})
+		target.past[0] = place{rip: spot}
+		wantStop(t, stopAfter(t, target, actions), 2, rsp.SoftwareBreakpoint)
+	}
+
+	// Others that the client has standing still run too, and it is told.
+	target, _ := newScripted(t, downs,
+		scriptedLeg{motions: []engine.Motion{step, run}, stops: []engine.Stop{stepped0}, rip: map[int]uint64{0: spot + 2}})
+	if err := target.guest.Write(0, spot, []byte{0x0f, 0x05}); err != nil {
+		t.Fatal(err)
+	}
+	var said strings.Builder
+	target.SetConsole(func(text string) { said.WriteString(text) })
+	wantStop(t, stopAfter(t, target, stepThread1[:1]), 1, rsp.NoBreakpoint)
+	if want := "vCPU 0 goes offline by its step, so that others ran too.\n"; said.String() != want {
+		t.Errorf("said %q", said.String())
+	}
+}
+
 // A condition that cannot be evaluated stops the guest, and the client reads why.
 func TestConditionFails(t *testing.T) {
 	target, _ := newScripted(t, nil,

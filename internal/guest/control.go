@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 
+	"gdbserver-xen/x86"
 	"gdbserver-xen/xen"
 )
 
@@ -69,6 +70,40 @@ func (g *Guest) endOwnPause(n int) error {
 
 // Held tells whether a vCPU was taken off by Hold.
 func (g *Guest) Held(n int) bool { return g.ledger.has(n, flagHeld) }
+
+// What a kernel takes its vCPU down by (Xen public headers xen.h and vcpu.h).
+const (
+	hypercallVCPUOp = 24
+	vcpuOpDown      = 2
+)
+
+// TakesDown tells whether the instruction that a vCPU stands at takes it down. The
+// hypervisor powers a domain off when its last vCPU goes down, and takes those that are
+// held for such that have: Xen, common_vcpu_op and hvm_vcpu_down.
+// Preconditions: the guest is paused.
+func (g *Guest) TakesDown(n int) (bool, error) {
+	c, err := g.context(n)
+	if err != nil || g.ownPauses || g.inUserMode(c) {
+		return false, err
+	}
+	ctx := &c.ctx
+	op := ctx.RDI
+	if g.kind != xen.PV && c.hvm.EFER&x86.EFERLMA == 0 {
+		op = ctx.RBX
+	}
+	calls := uint32(ctx.RAX) == hypercallVCPUOp && uint32(op) == vcpuOpDown
+	halts := g.kind != xen.PV && ctx.RFLAGS&x86.RFLAGSIF == 0
+	if !calls && !halts {
+		return false, nil // nearly always, so that nothing is read
+	}
+	var code [3]byte
+	_, _ = g.Read(n, ctx.RIP, code[:]) // what cannot be read takes nothing down
+	if g.kind == xen.PV {
+		return [2]byte(code[:]) == [2]byte{0x0f, 0x05}, nil // SYSCALL
+	}
+	vmcall := code == [3]byte{0x0f, 0x01, 0xc1} || code == [3]byte{0x0f, 0x01, 0xd9} // or VMMCALL
+	return calls && vmcall || halts && code[0] == 0xf4, nil                          // HLT
+}
 
 // Armed tells whether there is anything that makes a vCPU trap: planted bytes, or
 // debug registers.
