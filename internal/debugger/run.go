@@ -132,8 +132,12 @@ func (t *Target) start() error {
 		return err
 	}
 	motions := make([]engine.Motion, len(t.plan))
-	for _, n := range vcpus {
-		motions[n] = t.plan[n].Motion
+	for n := range motions {
+		if _, up := slices.BinarySearch(vcpus, n); up {
+			motions[n] = t.plan[n].Motion
+		} else {
+			t.past[n] = place{} // it will not go on from there
+		}
 	}
 	if t.slotsInUse() {
 		if err := t.setDebugRegs(); err != nil { // for vCPUs that came up

@@ -268,6 +268,22 @@ func TestStepTakesDown(t *testing.T) {
 	}
 }
 
+// A vCPU that a breakpoint's instruction takes down hits it again when it comes there
+// again, be it by the same way.
+func TestBreakpointTakesDown(t *testing.T) {
+	var d *xentest.Domain
+	up := func(on bool) func() { return func() { d.VCPU(0).Online = on } }
+	target, d := newScripted(t, nil,
+		scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{hit0}, rip: map[int]uint64{0: spot}},
+		scriptedLeg{motions: []engine.Motion{step, stay}, silent: true, during: up(false)},
+		scriptedLeg{motions: []engine.Motion{stay, run}, during: up(true), rip: map[int]uint64{0: spot + 2}},
+		scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{hit0}, rip: map[int]uint64{0: spot}},
+	)
+	insert(t, target, breakpointAtSpot)
+	wantStop(t, stopAfter(t, target, all), 1, rsp.SoftwareBreakpoint)
+	wantStop(t, stopAfter(t, target, all), 1, rsp.SoftwareBreakpoint)
+}
+
 // A condition that cannot be evaluated stops the guest, and the client reads why.
 func TestConditionFails(t *testing.T) {
 	target, _ := newScripted(t, nil,
