@@ -205,6 +205,7 @@ func (t *Target) setDebugRegs() error {
 			return err
 		}
 	}
+	t.lent, t.unlent = vcpus, nil
 	return nil
 }
 

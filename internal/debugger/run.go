@@ -527,6 +527,8 @@ func (t *Target) look() (reply rsp.StopReply, done bool, err error) {
 			t.log.Warn("domain cannot be asked for its state", "err", err)
 		}
 		return reply, false, nil
+	case !info.Shutdown && t.needDebugRegs():
+		return t.between(false)
 	case !info.Shutdown:
 		return reply, false, nil
 	}
@@ -542,6 +544,27 @@ func (t *Target) look() (reply rsp.StopReply, done bool, err error) {
 		// planted in it if that is not taken out at once.
 		return t.leave(fmt.Sprintf("The domain has shut down: %v.", info.ShutdownReason)), true, nil
 	}
+}
+
+// needDebugRegs tells whether a vCPU has come up that has not been given debug registers,
+// which are in use. It has to have been up the last time, too: kernels clear them first.
+func (t *Target) needDebugRegs() bool {
+	if !t.slotsInUse() {
+		return false
+	}
+	vcpus, err := t.guest.VCPUs()
+	if err != nil {
+		return false
+	}
+	before := t.unlent
+	t.unlent = nil
+	for _, n := range vcpus {
+		if !slices.Contains(t.lent, n) {
+			t.unlent = append(t.unlent, n)
+		}
+	}
+	t.lent = slices.DeleteFunc(vcpus, func(n int) bool { return slices.Contains(t.unlent, n) })
+	return slices.ContainsFunc(t.unlent, func(n int) bool { return slices.Contains(before, n) })
 }
 
 // leaveAsAsked is leave for a toolstack that has asked for it.

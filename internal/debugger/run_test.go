@@ -436,6 +436,24 @@ func TestDebugRegisters(t *testing.T) {
 	}
 }
 
+// A vCPU that comes up while the guest runs is watched soon, whatever happens elsewhere.
+func TestWatchVCPUThatComesUp(t *testing.T) {
+	target, d := newScripted(t,
+		func(d *xentest.Domain) { d.VCPU(1).Online = false },
+		scriptedLeg{motions: []engine.Motion{run, stay}, silent: true},
+		scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{{VCPU: 1, Trap: engine.Debug, DR6: 1 << 3}}},
+	)
+	insert(t, target, rsp.Breakpoint{Kind: rsp.Watch, Addr: 0x1008, Size: 8})
+	if err := target.Resume(all); err != nil {
+		t.Fatal(err)
+	}
+	d.VCPU(1).Online = true
+	wantStop(t, wait(t, target), 2, rsp.Watch)
+	if c := &d.VCPU(1).Context; c.DebugRegs[3] != 0x1008 || c.DebugRegs[7]&0xff != 1<<6 {
+		t.Errorf("debug registers %#x", c.DebugRegs)
+	}
+}
+
 // What the guest does with debug registers while it runs is its own: it stays, what
 // is in its way moves where it can, and the guest has all of its own in the end.
 func TestGuestSetsDebugRegisters(t *testing.T) {
