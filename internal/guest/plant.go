@@ -157,10 +157,10 @@ func (g *Guest) Lift(p *Plant) error {
 	return nil
 }
 
-// Replant ends a Lift. ErrRewritten says that the guest has changed the bytes
-// meanwhile, which then stay as they are.
+// Replant ends a Lift, unless the guest has its bytes back for good. ErrRewritten says
+// that the guest has changed them meanwhile, which then stay as they are.
 func (g *Guest) Replant(p *Plant) error {
-	if !p.lifted {
+	if !p.lifted || !slices.Contains(g.plants, p) {
 		return nil
 	}
 	if err := g.intact(p); err != nil {
