@@ -126,6 +126,9 @@ func (t *Target) takePending() (hit, bool) {
 // start begins the next leg.
 // Preconditions: the guest is paused.
 func (t *Target) start() error {
+	if err := t.replant(); err != nil { // after a leg that has failed
+		return err
+	}
 	t.leg = leg{stepper: -1}
 	vcpus, err := t.guest.VCPUs()
 	if err != nil {
@@ -337,7 +340,8 @@ func (t *Target) Wait(ctx context.Context) (rsp.StopReply, error) {
 		case errors.Is(err, engine.ErrShutDown):
 			lookedAt = time.Time{}
 		case !errors.Is(err, context.DeadlineExceeded):
-			return rsp.StopReply{}, err
+			// The client takes the guest for stopped now.
+			return rsp.StopReply{}, errors.Join(err, t.halt())
 		}
 		if time.Since(lookedAt) < deathPoll {
 			continue
@@ -393,27 +397,44 @@ func (t *Target) waitLeg(ctx context.Context) error {
 	return err
 }
 
-// between pauses the guest at the end of a leg and, unless a stop is to be
-// reported, begins the next one.
-func (t *Target) between(interrupted bool) (reply rsp.StopReply, done bool, err error) {
+// halt pauses the guest at the end of a leg, and finds out what of its stops is to be
+// reported.
+func (t *Target) halt() error {
 	stops, err := t.engine.Pause()
-	switch {
-	case errors.Is(err, xen.ErrNoDomain):
-		return t.ended(), true, nil
-	case err != nil:
-		return reply, false, err
+	if err != nil {
+		return err
 	}
-	if t.leg.lifted != nil {
-		if err := t.guest.Replant(t.leg.lifted); err != nil && !errors.Is(err, guest.ErrRewritten) {
-			return reply, false, err
-		}
+	if err := t.replant(); err != nil {
+		return err
 	}
 	for _, s := range stops {
 		hits, err := t.sort(s)
 		if err != nil {
-			return reply, false, err
+			return err
 		}
 		t.pending = append(t.pending, hits...)
+	}
+	return nil
+}
+
+// replant plants again what a leg has lifted.
+func (t *Target) replant() error {
+	if t.leg.lifted == nil {
+		return nil
+	}
+	if err := t.guest.Replant(t.leg.lifted); err != nil && !errors.Is(err, guest.ErrRewritten) {
+		return err
+	}
+	return nil
+}
+
+// between halts the guest and, unless a stop is to be reported, begins the next leg.
+func (t *Target) between(interrupted bool) (reply rsp.StopReply, done bool, err error) {
+	switch err := t.halt(); {
+	case errors.Is(err, xen.ErrNoDomain):
+		return t.ended(), true, nil
+	case err != nil:
+		return reply, false, err
 	}
 	if h, ok := t.takePending(); ok {
 		return t.report(h), true, nil

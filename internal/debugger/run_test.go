@@ -26,6 +26,7 @@ type scriptedLeg struct {
 	silent  bool           // Wait does not return by itself
 	late    bool           // Wait returns nil, but only when it is interrupted
 	during  func()         // what happens meanwhile, if not nil
+	fails   error          // of Wait
 }
 
 // scripted is an engine that does what it is told, and nothing else.
@@ -56,7 +57,7 @@ func (e *scripted) Wait(ctx context.Context) error {
 	if e.now.silent {
 		return ctx.Err()
 	}
-	return nil
+	return e.now.fails
 }
 
 func (e *scripted) Pause() ([]engine.Stop, error) {
@@ -282,6 +283,30 @@ func TestBreakpointTakesDown(t *testing.T) {
 	insert(t, target, breakpointAtSpot)
 	wantStop(t, stopAfter(t, target, all), 1, rsp.SoftwareBreakpoint)
 	wantStop(t, stopAfter(t, target, all), 1, rsp.SoftwareBreakpoint)
+}
+
+// When waiting fails, the client takes the guest for stopped. So it is, what has stopped
+// is told next, and breakpoints are where they were.
+func TestWaitFails(t *testing.T) {
+	failure := errors.New("failure")
+	target, d := newScripted(t, nil,
+		scriptedLeg{motions: []engine.Motion{step, stay}, fails: failure, stops: []engine.Stop{hit1}, rip: map[int]uint64{1: spot}},
+	)
+	insert(t, target, breakpointAtSpot)
+	if err := target.guest.Alter(0, func(ctx *xen.VCPUContext) { ctx.RIP = spot }); err != nil {
+		t.Fatal(err)
+	}
+	target.past[0] = place{rip: spot}
+	if err := target.Resume(all); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := target.Wait(t.Context()); !errors.Is(err, failure) {
+		t.Fatalf("got %v", err)
+	}
+	if d.Pauses() != 1 || target.guest.PlantedAt(0, spot) == nil {
+		t.Errorf("%d pauses, breakpoint planted: %v", d.Pauses(), target.guest.PlantedAt(0, spot) != nil)
+	}
+	wantStop(t, stopAfter(t, target, all), 2, rsp.SoftwareBreakpoint)
 }
 
 // A condition that cannot be evaluated stops the guest, and the client reads why.
