@@ -265,6 +265,11 @@ func (e *monitor) answer(vcpus ...int) error {
 
 // begin begins a step.
 func (e *monitor) begin(n int) error {
+	if e.hops[n].on { // the guest could not be resumed then
+		if err := e.callOff(n); err != nil {
+			return err
+		}
+	}
 	r, err := e.g.Registers(n)
 	if err != nil {
 		return err

@@ -494,6 +494,27 @@ func TestMonitorStepTakesDown(t *testing.T) {
 	f.detach(code)
 }
 
+// A step is begun anew where the guest could not be resumed for it, and leaves nothing.
+func TestMonitorResumeFails(t *testing.T) {
+	for _, code := range [][]byte{nops, {0x0f, 0xa2, 0x90}} { // with CPUID, by an int3
+		f := newMonitored(t, xentest.Config{}, 1, code)
+		f.FailAlways(xentest.OpUnpauseDomain, unix.EIO)
+		if err := f.e.Resume([]Motion{Step}); !errors.Is(err, unix.EIO) {
+			t.Fatalf("got error %v", err)
+		}
+		f.ClearFaults()
+		f.resume(Step)
+		if f.tf(0) {
+			f.debug(0, text+1, rsp)
+		} else {
+			f.int3(0, text+2, rsp)
+		}
+		f.wait(Stop{VCPU: 0, Trap: Debug, DR6: DR6BS})
+		f.same(code)
+		f.detach(code)
+	}
+}
+
 // A processor with a monitor trap flag steps by it.
 func TestMonitorStepByMonitorTrapFlag(t *testing.T) {
 	f := newMonitored(t, xentest.Config{Intel: true}, 2, nops)

@@ -357,6 +357,11 @@ func (e *redirect) set(n int, m Motion) error {
 
 // begin begins a step.
 func (e *redirect) begin(n int) error {
+	if e.steps[n].on { // the guest could not be resumed then
+		if err := e.endStep(n, false, func(*xen.VCPUContext) {}); err != nil {
+			return err
+		}
+	}
 	e.g.SetStepping(n, true)
 	return e.g.Alter(n, func(ctx *xen.VCPUContext) {
 		e.steps[n] = step{

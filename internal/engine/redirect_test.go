@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"gdbserver-xen/internal/guest"
 	"gdbserver-xen/x86"
@@ -719,6 +720,24 @@ func TestRedirectStepTakesDown(t *testing.T) {
 	}
 	if v := f.d.VCPU(1); v.Online || v.Context.RFLAGS&x86.RFLAGSTF != 0 {
 		t.Errorf("it is up: %v; RFLAGS %#x", v.Online, v.Context.RFLAGS)
+	}
+}
+
+// A step is begun anew where the guest could not be resumed for it.
+func TestRedirectResumeFails(t *testing.T) {
+	f := newFixture(t, 1)
+	_, e := f.start()
+	f.FailAlways(xentest.OpUnpauseDomain, unix.EIO)
+	if err := e.Resume([]Motion{Step}); !errors.Is(err, unix.EIO) {
+		t.Fatalf("got error %v", err)
+	}
+	f.ClearFaults()
+	if stops := f.goOn(e, 3, Step); len(stops) != 1 {
+		t.Errorf("stops %+v", stops)
+	}
+	f.goOn(e, 1, Run)
+	if c := f.d.VCPU(0).Context; c.RFLAGS&x86.RFLAGSTF != 0 {
+		t.Errorf("the guest has RFLAGS %#x", c.RFLAGS)
 	}
 }
 
