@@ -169,11 +169,11 @@ func (t *Target) start() error {
 		t.leg.stepper = slices.Index(motions, engine.Step)
 	}
 	if t.leg.stepper >= 0 && t.noEngine == nil {
-		down, err := t.guest.TakesDown(t.leg.stepper)
+		sees, err := t.guest.SeesHeld(t.leg.stepper)
 		switch {
 		case err != nil:
 			return err
-		case down:
+		case sees:
 			t.letOthersRun(vcpus, motions)
 		case t.together(time.Now()):
 			return t.startTogether(motions)
@@ -264,8 +264,9 @@ func (t *Target) startTogether(motions []engine.Motion) error {
 	return t.engine.Resume(motions)
 }
 
-// letOthersRun has no vCPU held beside one whose step takes it down, for that would power
-// the domain off. They miss the breakpoint that it steps off, for a while.
+// letOthersRun has no vCPU held beside one whose step would be another then: it may take
+// that down, and power the domain off. They miss the breakpoint that it steps off, for a
+// while.
 func (t *Target) letOthersRun(vcpus []int, motions []engine.Motion) {
 	told := false
 	for _, n := range vcpus {
@@ -274,7 +275,7 @@ func (t *Target) letOthersRun(vcpus []int, motions []engine.Motion) {
 		}
 	}
 	if told {
-		t.print(fmt.Sprintf("vCPU %d goes offline by its step, so that others ran too.\n", t.leg.stepper))
+		t.print(fmt.Sprintf("vCPU %d stepped over what minds whether others are online, so that they ran too.\n", t.leg.stepper))
 	}
 	t.alone = time.Time{}
 	t.leg.until = time.Now().Add(togetherTime)

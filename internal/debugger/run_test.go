@@ -264,7 +264,7 @@ func TestStepTakesDown(t *testing.T) {
 	var said strings.Builder
 	target.SetConsole(func(text string) { said.WriteString(text) })
 	wantStop(t, stopAfter(t, target, stepThread1[:1]), 1, rsp.NoBreakpoint)
-	if want := "vCPU 0 goes offline by its step, so that others ran too.\n"; said.String() != want {
+	if want := "vCPU 0 stepped over what minds whether others are online, so that they ran too.\n"; said.String() != want {
 		t.Errorf("said %q", said.String())
 	}
 }

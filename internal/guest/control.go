@@ -71,17 +71,20 @@ func (g *Guest) endOwnPause(n int) error {
 // Held tells whether a vCPU was taken off by Hold.
 func (g *Guest) Held(n int) bool { return g.ledger.has(n, flagHeld) }
 
-// What a kernel takes its vCPU down by (Xen public headers xen.h and vcpu.h).
+// What a kernel takes its vCPU down by, and asks whether others are up (Xen public
+// headers xen.h and vcpu.h).
 const (
 	hypercallVCPUOp = 24
 	vcpuOpDown      = 2
+	vcpuOpIsUp      = 3
 )
 
-// TakesDown tells whether the instruction that a vCPU stands at takes it down. The
-// hypervisor powers a domain off when its last vCPU goes down, and takes those that are
-// held for such that have: Xen, common_vcpu_op and hvm_vcpu_down.
+// SeesHeld tells whether the instruction that a vCPU stands at does something else where
+// vCPUs are held, which the hypervisor takes for down: it takes the vCPU down, with which
+// the domain powers off if that is the last, or asks whether one is up. (Xen,
+// common_vcpu_op and hvm_vcpu_down.)
 // Preconditions: the guest is paused.
-func (g *Guest) TakesDown(n int) (bool, error) {
+func (g *Guest) SeesHeld(n int) (bool, error) {
 	c, err := g.context(n)
 	if err != nil || g.ownPauses || g.inUserMode(c) {
 		return false, err
@@ -91,13 +94,13 @@ func (g *Guest) TakesDown(n int) (bool, error) {
 	if g.kind != xen.PV && c.hvm.EFER&x86.EFERLMA == 0 {
 		op = ctx.RBX
 	}
-	calls := uint32(ctx.RAX) == hypercallVCPUOp && uint32(op) == vcpuOpDown
+	calls := uint32(ctx.RAX) == hypercallVCPUOp && (uint32(op) == vcpuOpDown || uint32(op) == vcpuOpIsUp)
 	halts := g.kind != xen.PV && ctx.RFLAGS&x86.RFLAGSIF == 0
 	if !calls && !halts {
 		return false, nil // nearly always, so that nothing is read
 	}
 	var code [3]byte
-	_, _ = g.Read(n, ctx.RIP, code[:]) // what cannot be read takes nothing down
+	_, _ = g.Read(n, ctx.RIP, code[:]) // what cannot be read is none of these
 	if g.kind == xen.PV {
 		return [2]byte(code[:]) == [2]byte{0x0f, 0x05}, nil // SYSCALL
 	}

@@ -10,8 +10,8 @@ import (
 	"gdbserver-xen/xen"
 )
 
-// What takes a vCPU down is known, also under a breakpoint.
-func TestTakesDown(t *testing.T) {
+// What minds vCPUs that are held is known, also under a breakpoint.
+func TestSeesHeld(t *testing.T) {
 	var (
 		hlt     = []byte{0xf4}
 		syscall = []byte{0x0f, 0x05}
@@ -28,12 +28,13 @@ func TestTakesDown(t *testing.T) {
 		want     bool
 	}{
 		{"VCPUOP_down", xen.PV, syscall, 24, 2, x86.RFLAGSIF, false, true},
-		{"VCPUOP_is_up", xen.PV, syscall, 24, 3, x86.RFLAGSIF, false, false},
+		{"VCPUOP_is_up", xen.PV, syscall, 24, 3, x86.RFLAGSIF, false, true},
+		{"VCPUOP_up", xen.PV, syscall, 24, 1, x86.RFLAGSIF, false, false},
 		{"another hypercall", xen.PV, syscall, 29, 2, x86.RFLAGSIF, false, false},
 		{"a system call", xen.PV, syscall, 24, 2, x86.RFLAGSIF, true, false},
 		{"VCPUOP_down by VMCALL", xen.PVH, vmcall, 24, 2, x86.RFLAGSIF, false, true},
 		{"VCPUOP_down by VMMCALL", xen.HVM, vmmcall, 24, 2, x86.RFLAGSIF, false, true},
-		{"VCPUOP_is_up by VMMCALL", xen.HVM, vmmcall, 24, 3, x86.RFLAGSIF, false, false},
+		{"VCPUOP_up by VMMCALL", xen.HVM, vmmcall, 24, 1, x86.RFLAGSIF, false, false},
 		{"HLT", xen.PVH, hlt, 24, 2, x86.RFLAGSIF, false, false},
 		{"HLT without interrupts", xen.PVH, hlt, 0, 0, 0, false, true},
 	}
@@ -50,7 +51,7 @@ func TestTakesDown(t *testing.T) {
 			if _, err := g.Plant(0, text, []byte{guest.Int3}); err != nil {
 				t.Fatal(err)
 			}
-			if got, err := g.TakesDown(0); err != nil || got != tt.want {
+			if got, err := g.SeesHeld(0); err != nil || got != tt.want {
 				t.Errorf("got %v, %v, want %v", got, err, tt.want)
 			}
 		})
