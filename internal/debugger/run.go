@@ -148,20 +148,23 @@ func (t *Target) start() error {
 		}
 	}
 	// Those that are on a breakpoint get off it first, one after the other; then
-	// the client's steps, one after the other too.
+	// the client's steps, one after the other too. One that others run beside comes
+	// last, for they would be at theirs again at once.
 	for _, n := range vcpus {
 		if motions[n] == engine.Stay || t.past[n] == (place{}) {
 			continue
 		}
-		switch off, err := t.getOff(n); {
-		case err != nil:
+		off, err := t.getOff(n)
+		if err != nil {
 			return err
-		case off == nil:
-		case motions[n] == engine.Run && t.skip(n):
-		default:
-			t.leg = leg{stepper: n, lifted: off}
 		}
-		if t.leg.stepper >= 0 {
+		if off == nil || motions[n] == engine.Run && t.skip(n) {
+			continue
+		}
+		t.leg = leg{stepper: n, lifted: off}
+		if sees, err := t.guest.SeesHeld(n); err != nil {
+			return err
+		} else if !sees {
 			break
 		}
 	}

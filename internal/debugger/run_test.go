@@ -255,8 +255,26 @@ func TestStepTakesDown(t *testing.T) {
 		wantStop(t, stopAfter(t, target, actions), 2, rsp.SoftwareBreakpoint)
 	}
 
-	// Others that the client has standing still run too, and it is told.
+	// One that stands on a breakpoint too gets off it before.
 	target, _ := newScripted(t, downs,
+		scriptedLeg{motions: []engine.Motion{stay, step}, stops: []engine.Stop{stepped1}, rip: map[int]uint64{1: next + 1}},
+		scriptedLeg{motions: []engine.Motion{step, run}, stops: []engine.Stop{hit1}, rip: map[int]uint64{1: next}},
+	)
+	for addr, code := range map[uint64][]byte{spot: {0x0f, 0x05}, next: {0xfb}} { // and STI
+		if err := target.guest.Write(0, addr, code); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := target.guest.Alter(1, func(ctx *xen.VCPUContext) { ctx.RIP = next }); err != nil {
+		t.Fatal(err)
+	}
+	insert(t, target, breakpointAtSpot)
+	insert(t, target, rsp.Breakpoint{Kind: rsp.SoftwareBreakpoint, Addr: next, Size: 1})
+	target.past[0], target.past[1] = place{rip: spot}, place{rip: next}
+	wantStop(t, stopAfter(t, target, all), 2, rsp.SoftwareBreakpoint)
+
+	// Others that the client has standing still run too, and it is told.
+	target, _ = newScripted(t, downs,
 		scriptedLeg{motions: []engine.Motion{step, run}, stops: []engine.Stop{stepped0}, rip: map[int]uint64{0: spot + 2}})
 	if err := target.guest.Write(0, spot, []byte{0x0f, 0x05}); err != nil {
 		t.Fatal(err)
