@@ -84,9 +84,10 @@ type Quirks struct {
 	// guest's (before 4.20.4, 4.21.2 and 4.22).
 	SVMStaleCR2 bool
 	// DebugStopsUnsure: gdbsx's calls alone do not mean that SetDebugging stops a
-	// domain, which takes CONFIG_CRASH_DEBUG too: without, HVM and PVH guests lose
-	// their int3. With it, DR6 does not tell why a vCPU of a PV domain stopped
-	// (4.14 to 4.16).
+	// domain, which takes CONFIG_CRASH_DEBUG too: without, PV guests get their traps
+	// as ever, and HVM and PVH guests lose their int3. With it, nothing tells that a
+	// #DB has stopped a vCPU of a PV domain (4.14 to 4.16, debugger_trap_entry in
+	// include/asm-x86/debugger.h, which do_debug calls before it sets DR6).
 	DebugStopsUnsure bool
 }
 

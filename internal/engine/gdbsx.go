@@ -49,7 +49,7 @@ func newGDBSX(g *guest.Guest, log *slog.Logger) (*gdbsx, error) {
 	case !g.Host().HasGDBSX(g.ID()):
 		return nil, fmt.Errorf("%w: the hypervisor was built without CONFIG_GDBSX", ErrUnavailable)
 	case g.Host().Quirks().DebugStopsUnsure:
-		return nil, fmt.Errorf("%w: before Xen 4.17, CONFIG_GDBSX alone does not let a debugger stop a guest", ErrUnavailable)
+		return nil, fmt.Errorf("%w: before Xen 4.17, a hypervisor with CONFIG_GDBSX leaves the guest its traps, or does not tell which has stopped it: use the engine redirect", ErrUnavailable)
 	case g.Kind() != xen.PV:
 		return nil, fmt.Errorf("%w: the engine gdbsx is for PV guests", ErrUnavailable)
 	}
