@@ -322,59 +322,61 @@ func TestGDBStacks(t *testing.T) {
 				if slide != 0 && client.name == symbolsLater {
 					continue // gdb moves no file that it loads later
 				}
-				stops := scaled(t, 10, 1000)
-				if !client.whole { // which is for the figures
-					stops = scaled(t, 3, 1000)
-				}
-				if err := os.WriteFile(script, fmt.Appendf(nil, stopScript, stops), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				s := attach(t, h, g)
-				begin := time.Now()
-				out := s.gdb(append(client.args, "-ex", "source "+script, "-ex", "detach")...)
-				s.exit()
-				server, own, same := 0, 0, 0
-				lost := map[string]int{} // stacks that are not whole, by their last function
-				parts := strings.Split(out, "=== server\n")[1:]
-				for _, part := range parts {
-					printed, rest, _ := strings.Cut(part, "=== gdb\n")
-					ours := parseStacks(t, h, printed, slide)
-					theirs := parseGDBStacks(rest)
-					slices.SortFunc(theirs, func(a, b gdbStack) int { return a.vcpu - b.vcpu })
-					if len(ours) != len(theirs) {
-						t.Fatalf("%s: %d stacks, by monitor bt %d:\n%s", client.name, len(theirs), len(ours), part)
+				t.Run(client.name, func(t *testing.T) {
+					stops := scaled(t, 10, 1000)
+					if !client.whole { // which is for the figures
+						stops = scaled(t, 3, 1000)
 					}
-					for i := range ours {
-						if ours[i].whole() {
-							server++
+					if err := os.WriteFile(script, fmt.Appendf(nil, stopScript, stops), 0o644); err != nil {
+						t.Fatal(err)
+					}
+					s := attach(t, h, g)
+					begin := time.Now()
+					out := s.gdb(append(client.args, "-ex", "source "+script, "-ex", "detach")...)
+					s.exit()
+					server, own, same := 0, 0, 0
+					lost := map[string]int{} // stacks that are not whole, by their last function
+					parts := strings.Split(out, "=== server\n")[1:]
+					for _, part := range parts {
+						printed, rest, _ := strings.Cut(part, "=== gdb\n")
+						ours := parseStacks(t, h, printed, slide)
+						theirs := parseGDBStacks(rest)
+						slices.SortFunc(theirs, func(a, b gdbStack) int { return a.vcpu - b.vcpu })
+						if len(ours) != len(theirs) {
+							t.Fatalf("%s: %d stacks, by monitor bt %d:\n%s", client.name, len(theirs), len(ours), part)
 						}
-						if theirs[i].user || slices.EqualFunc(theirs[i].kernelFrames(), ours[i].kernelFrames(), sameFunction) {
-							same++
-						} else if client.args == nil {
-							t.Logf("gdb's stack:\n%s\nis not the server's:\n%s", theirs[i].text, ours[i].text)
-						}
-						if theirs[i].whole() || client.args != nil && theirs[i].ofNewTask(&ours[i]) {
-							own++
-							continue
-						}
-						lost[theirs[i].lastKnown()]++
-						if client.whole {
-							t.Errorf("%s: a stack is not whole:\n%s\nthe server's:\n%s", client.name, theirs[i].text, ours[i].text)
+						for i := range ours {
+							if ours[i].whole() {
+								server++
+							}
+							if theirs[i].user || slices.EqualFunc(theirs[i].kernelFrames(), ours[i].kernelFrames(), sameFunction) {
+								same++
+							} else if client.args == nil {
+								t.Logf("gdb's stack:\n%s\nis not the server's:\n%s", theirs[i].text, ours[i].text)
+							}
+							if theirs[i].whole() || client.args != nil && theirs[i].ofNewTask(&ours[i]) {
+								own++
+								continue
+							}
+							lost[theirs[i].lastKnown()]++
+							if client.whole {
+								t.Errorf("%s: a stack is not whole:\n%s\nthe server's:\n%s", client.name, theirs[i].text, ours[i].text)
+							}
 						}
 					}
-				}
-				all := stops * g.Config().VCPUs
-				if client.args == nil && same < all*9/10 {
-					t.Errorf("of %d stacks only %d are those of monitor bt", all, same)
-				}
-				t.Logf("%-24s %d of %d stacks are whole, by monitor bt %d, which has the same %d; %.1f s",
-					client.name, own, all, server, same, time.Since(begin).Seconds())
-				for _, name := range slices.SortedFunc(maps.Keys(lost), func(a, b string) int { return lost[b] - lost[a] }) {
-					t.Logf("%24s %d are lost at %s", "", lost[name], name)
-				}
-				if len(parts) != stops {
-					t.Errorf("%s: %d stops, want %d:\n%s", client.name, len(parts), stops, out)
-				}
+					all := stops * g.Config().VCPUs
+					if client.args == nil && same < all*9/10 {
+						t.Errorf("of %d stacks only %d are those of monitor bt", all, same)
+					}
+					t.Logf("%-24s %d of %d stacks are whole, by monitor bt %d, which has the same %d; %.1f s",
+						client.name, own, all, server, same, time.Since(begin).Seconds())
+					for _, name := range slices.SortedFunc(maps.Keys(lost), func(a, b string) int { return lost[b] - lost[a] }) {
+						t.Logf("%24s %d are lost at %s", "", lost[name], name)
+					}
+					if len(parts) != stops {
+						t.Errorf("%s: %d stops, want %d:\n%s", client.name, len(parts), stops, out)
+					}
+				})
 			}
 			ticks(t, g)
 			healthy(t, g)
