@@ -107,13 +107,12 @@ func (k *Kernel) debugInfo() debugInfo {
 	if n := len(k.code); n > 0 {
 		u.code = extent{k.code[0].first, k.code[n-1].end}
 	}
-	functions := make([]*symbol, len(k.text))
-	for i, at := range k.text {
-		functions[i] = &k.symbols[at]
-	}
-	var others []*symbol
-	for i := range k.symbols {
-		if s := &k.symbols[i]; !s.isText() {
+	var functions, others []*symbol
+	symbols := k.withNewTask() // at which a function ends
+	for i := range symbols {
+		if s := &symbols[i]; s.isText() {
+			functions = append(functions, s)
+		} else {
 			others = append(others, s)
 		}
 	}

@@ -94,7 +94,8 @@ type Types struct {
 	names   uint32            // size of the names
 }
 
-// Describe describes structures, which are written as in Structs.
+// Describe describes structures, which are written as in Structs, and a function in
+// assembly, as kernels do where C declares it.
 func Describe(structs ...string) Types {
 	le := binary.LittleEndian
 	names := []byte{0}
@@ -132,6 +133,7 @@ func Describe(structs ...string) Types {
 		}
 		known[title] = add(append([]uint32{name(title), kindStruct<<24 | 1<<31 | uint32(len(list)), size}, members...)...)
 	}
+	add(name("__switch_to_asm"), kindFunction<<24, add(0, kindPrototype<<24, 0))
 	return Types{BTF: assemble(types, names), numbers: known, end: count + 1, names: uint32(len(names))}
 }
 
