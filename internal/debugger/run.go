@@ -329,13 +329,14 @@ func (t *Target) Wait(ctx context.Context) (rsp.StopReply, error) {
 	defer interrupted()
 	for lookedAt := time.Now(); ; {
 		err := t.waitLeg(ctx)
-		interrupt := context.Cause(ctx) == errInterrupt
+		cause := context.Cause(ctx) // asked once: an interrupt may come any time
+		interrupt := cause == errInterrupt
 		switch {
 		case errors.Is(err, xen.ErrNoDomain):
 			return t.ended(), nil
 		case t.asked.Load():
 			return t.leaveAsAsked(), nil
-		case ctx.Err() != nil && !interrupt:
+		case cause != nil && !interrupt:
 			return rsp.StopReply{}, ctx.Err()
 		case err == nil, interrupt, errors.Is(err, errLegOver):
 			if reply, done, err := t.between(interrupt); done || err != nil {

@@ -444,6 +444,28 @@ func TestInterruptAmongHits(t *testing.T) {
 	}
 }
 
+// impatient is an engine that never waits.
+type impatient struct{ scripted }
+
+func (e *impatient) Resume([]engine.Motion) error  { return e.g.Resume() }
+func (e *impatient) Wait(context.Context) error    { return context.DeadlineExceeded }
+func (e *impatient) Pause() ([]engine.Stop, error) { return nil, e.g.Pause() }
+
+// An interrupt stops the guest whatever its wait is at.
+func TestInterruptAnyTime(t *testing.T) {
+	target, _ := newScripted(t, nil)
+	target.engine = &impatient{scripted{t: t, g: target.guest}}
+	for range 1000 {
+		if err := target.Resume(all); err != nil {
+			t.Fatal(err)
+		}
+		go target.Interrupt()
+		if stop := wait(t, target); stop.Signal != signalINT {
+			t.Fatalf("got stop %+v, want an interrupt", stop)
+		}
+	}
+}
+
 // Watchpoints take the debug registers that the guest leaves free, in aligned
 // pieces.
 func TestDebugRegisters(t *testing.T) {
