@@ -28,7 +28,6 @@ each_cpu() {
 	done
 }
 probe() {
-	mount -t sysfs sysfs /sys
 	mount -t tracefs tracefs /sys/kernel/tracing
 	cd /sys/kernel/tracing
 	echo 0 >/proc/sys/debug/kprobes-optimization # or the int3 becomes a jump
@@ -72,6 +71,7 @@ case "$1" in
 spin | churn) "$1" ;; # never ends
 esac
 mount -t proc proc /proc
+mount -t sysfs sysfs /sys
 case "$work" in
 busy) each_cpu /init spin ;;
 sleep) each_cpu /bin/nap ;;
@@ -90,11 +90,9 @@ esac
 n=0
 while :; do
 	n=$((n + 1))
+	onlines
 	case "$work" in
-	traps | toggle)
-		counts
-		onlines
-		;;
+	traps | toggle) counts ;;
 	modules) read -r line </proc/net/pktgen/pgctrl ;;
 	esac
 	case "$work$((n % 8))" in

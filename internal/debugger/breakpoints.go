@@ -205,7 +205,6 @@ func (t *Target) setDebugRegs() error {
 			return err
 		}
 	}
-	t.lent, t.unlent = vcpus, nil
 	return nil
 }
 

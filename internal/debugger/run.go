@@ -123,6 +123,11 @@ func (t *Target) takePending() (hit, bool) {
 	return h, true
 }
 
+// downInStep says that a vCPU has gone down in a step for the client, which will not end.
+type downInStep int
+
+func (n downInStep) Error() string { return fmt.Sprintf("vCPU %d has gone down in its step", int(n)) }
+
 // start begins the next leg.
 // Preconditions: the guest is paused.
 func (t *Target) start() error {
@@ -140,6 +145,9 @@ func (t *Target) start() error {
 			motions[n] = t.plan[n].Motion
 		} else {
 			t.past[n] = place{} // it will not go on from there
+			if t.plan[n].Motion == engine.Step {
+				return downInStep(n)
+			}
 		}
 	}
 	if t.slotsInUse() {
@@ -448,7 +456,13 @@ func (t *Target) between(interrupted bool) (reply rsp.StopReply, done bool, err 
 		t.stop = t.stopped(signalINT)
 		return t.stop, true, nil
 	}
-	return reply, false, clientError(t.start())
+	err = t.start()
+	if down := downInStep(0); errors.As(err, &down) {
+		t.print(fmt.Sprintf("%v.\n", down))
+		t.stop = t.stopped(0)
+		return t.stop, true, nil
+	}
+	return reply, false, clientError(err)
 }
 
 // sort finds out what of a stop is for the client.
@@ -572,25 +586,31 @@ func (t *Target) look() (reply rsp.StopReply, done bool, err error) {
 	}
 }
 
-// needDebugRegs tells whether a vCPU has come up that has not been given debug registers,
-// which are in use. It has to have been up the last time, too: kernels clear them first.
+// needDebugRegs tells whether a vCPU has been up for a while that may not have the debug
+// registers that are in use: it has none where it came up within the leg, and kernels
+// clear them first.
 func (t *Target) needDebugRegs() bool {
 	if !t.slotsInUse() {
+		t.lent = nil
 		return false
 	}
 	vcpus, err := t.guest.VCPUs()
 	if err != nil {
 		return false
 	}
-	before := t.unlent
-	t.unlent = nil
+	seen, need := t.fresh, false
+	t.fresh = nil
+	t.lent = slices.DeleteFunc(t.lent, func(n int) bool { return !slices.Contains(vcpus, n) })
 	for _, n := range vcpus {
-		if !slices.Contains(t.lent, n) {
-			t.unlent = append(t.unlent, n)
+		switch {
+		case slices.Contains(t.lent, n):
+		case slices.Contains(seen, n):
+			t.lent, need = append(t.lent, n), true
+		default:
+			t.fresh = append(t.fresh, n)
 		}
 	}
-	t.lent = slices.DeleteFunc(vcpus, func(n int) bool { return slices.Contains(t.unlent, n) })
-	return slices.ContainsFunc(t.unlent, func(n int) bool { return slices.Contains(before, n) })
+	return need
 }
 
 // leaveAsAsked is leave for a toolstack that has asked for it.

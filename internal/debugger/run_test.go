@@ -240,23 +240,39 @@ func TestStepTakesDown(t *testing.T) {
 		c := &d.VCPU(0).Context
 		c.RIP, c.RAX, c.RDI = spot, 24, 2 // VCPUOP_down
 	}
-	for _, actions := range [][]rsp.Action{all, stepThread1} {
-		var d *xentest.Domain
-		target, d := newScripted(t, downs,
-			scriptedLeg{motions: []engine.Motion{step, run}, silent: true, during: func() { d.VCPU(0).Online = false }},
-			scriptedLeg{motions: []engine.Motion{stay, run}, stops: []engine.Stop{hit1}, rip: map[int]uint64{1: next}},
-		)
+	syscall := func(target *Target) {
+		t.Helper()
 		if err := target.guest.Write(0, spot, []byte{0x0f, 0x05}); err != nil {
 			t.Fatal(err)
 		}
-		insert(t, target, breakpointAtSpot)
-		insert(t, target, rsp.Breakpoint{Kind: rsp.SoftwareBreakpoint, Addr: next, Size: 1})
-		target.past[0] = place{rip: spot}
-		wantStop(t, stopAfter(t, target, actions), 2, rsp.SoftwareBreakpoint)
+	}
+	var d *xentest.Domain
+	down := scriptedLeg{motions: []engine.Motion{step, run}, silent: true, during: func() { d.VCPU(0).Online = false }}
+	target, d := newScripted(t, downs, down,
+		scriptedLeg{motions: []engine.Motion{stay, run}, stops: []engine.Stop{hit1}, rip: map[int]uint64{1: next}},
+	)
+	syscall(target)
+	insert(t, target, breakpointAtSpot)
+	insert(t, target, rsp.Breakpoint{Kind: rsp.SoftwareBreakpoint, Addr: next, Size: 1})
+	target.past[0] = place{rip: spot}
+	wantStop(t, stopAfter(t, target, all), 2, rsp.SoftwareBreakpoint)
+
+	// A step for the client that has done so will not end, and the client is told.
+	for _, actions := range [][]rsp.Action{stepThread1, stepThread1[:1]} {
+		target, d = newScripted(t, downs, down)
+		syscall(target)
+		var said strings.Builder
+		target.SetConsole(func(text string) { said.WriteString(text) })
+		if stop := stopAfter(t, target, actions); stop.Signal != 0 || stop.Thread != thread(2) {
+			t.Errorf("got stop %+v, want none of a signal, in thread 2", stop)
+		}
+		if want := "vCPU 0 has gone down in its step.\n"; !strings.HasSuffix(said.String(), want) {
+			t.Errorf("said %q, want %q", said.String(), want)
+		}
 	}
 
 	// One that stands on a breakpoint too gets off it before.
-	target, _ := newScripted(t, downs,
+	target, _ = newScripted(t, downs,
 		scriptedLeg{motions: []engine.Motion{stay, step}, stops: []engine.Stop{stepped1}, rip: map[int]uint64{1: next + 1}},
 		scriptedLeg{motions: []engine.Motion{step, run}, stops: []engine.Stop{hit1}, rip: map[int]uint64{1: next}},
 	)
@@ -276,9 +292,7 @@ func TestStepTakesDown(t *testing.T) {
 	// Others that the client has standing still run too, and it is told.
 	target, _ = newScripted(t, downs,
 		scriptedLeg{motions: []engine.Motion{step, run}, stops: []engine.Stop{stepped0}, rip: map[int]uint64{0: spot + 2}})
-	if err := target.guest.Write(0, spot, []byte{0x0f, 0x05}); err != nil {
-		t.Fatal(err)
-	}
+	syscall(target)
 	var said strings.Builder
 	target.SetConsole(func(text string) { said.WriteString(text) })
 	wantStop(t, stopAfter(t, target, stepThread1[:1]), 1, rsp.NoBreakpoint)
@@ -503,19 +517,32 @@ func TestDebugRegisters(t *testing.T) {
 
 // A vCPU that comes up while the guest runs is watched soon, whatever happens elsewhere.
 func TestWatchVCPUThatComesUp(t *testing.T) {
-	target, d := newScripted(t,
-		func(d *xentest.Domain) { d.VCPU(1).Online = false },
-		scriptedLeg{motions: []engine.Motion{run, stay}, silent: true},
-		scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{{VCPU: 1, Trap: engine.Debug, DR6: 1 << 3}}},
-	)
-	insert(t, target, rsp.Breakpoint{Kind: rsp.Watch, Addr: 0x1008, Size: 8})
-	if err := target.Resume(all); err != nil {
-		t.Fatal(err)
-	}
-	d.VCPU(1).Online = true
-	wantStop(t, wait(t, target), 2, rsp.Watch)
-	if c := &d.VCPU(1).Context; c.DebugRegs[3] != 0x1008 || c.DebugRegs[7]&0xff != 1<<6 {
-		t.Errorf("debug registers %#x", c.DebugRegs)
+	var d *xentest.Domain
+	comesUp := func() { d.VCPU(1).Online = true }
+	fired := scriptedLeg{motions: []engine.Motion{run, run}, stops: []engine.Stop{{VCPU: 1, Trap: engine.Debug, DR6: 1 << 3}}}
+	for name, legs := range map[string][]scriptedLeg{
+		"in a leg": {{motions: []engine.Motion{run, stay}, silent: true}, fired},
+		// It is given debug registers before its kernel clears them.
+		"as a leg ends": {
+			{motions: []engine.Motion{run, stay}, during: comesUp},
+			{motions: []engine.Motion{run, run}, silent: true, during: func() { d.VCPU(1).Context.DebugRegs = [8]uint64{} }},
+			fired},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var target *Target
+			target, d = newScripted(t, func(d *xentest.Domain) { d.VCPU(1).Online = false }, legs...)
+			insert(t, target, rsp.Breakpoint{Kind: rsp.Watch, Addr: 0x1008, Size: 8})
+			if err := target.Resume(all); err != nil {
+				t.Fatal(err)
+			}
+			if legs[0].silent {
+				comesUp()
+			}
+			wantStop(t, wait(t, target), 2, rsp.Watch)
+			if c := &d.VCPU(1).Context; c.DebugRegs[3] != 0x1008 || c.DebugRegs[7]&0xff != 1<<6 {
+				t.Errorf("debug registers %#x", c.DebugRegs)
+			}
+		})
 	}
 }
 

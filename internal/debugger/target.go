@@ -47,8 +47,7 @@ type Target struct {
 
 	breakpoints map[rsp.Place]*breakpoint
 	slots       [debugSlots]slot
-	lent        []int     // vCPUs that have what slots asks for,
-	unlent      []int     // and those that had come up without, when it was last looked
+	lent, fresh []int     // vCPUs that have what slots asks for, and that came up since
 	pending     []hit     // hits that the client has not been told of
 	hits, kept  int       // of breakpoints, and those of them that were none for the client
 	past        []place   // by vCPU: the breakpoint that it is to run over, if any

@@ -219,18 +219,7 @@ func TestVCPUsComeAndGo(t *testing.T) { eachKindHere(t, vcpusComeAndGo) }
 
 func vcpusComeAndGo(t *testing.T, h *lab.Host, kind lab.Kind) {
 	g, s, c, _ := trapped(t, h, kind)
-	// The toolstack also takes a vCPU that we hold for one that is down, so the
-	// guest's kernel is asked.
-	set := func(n int) {
-		t.Helper()
-		says := map[int]string{1: "CPU 1 is now offline", 2: "cpu 1 spinlock event irq"}[n]
-		before := strings.Count(g.Console(), says)
-		labtest.Output(t, h, fmt.Sprintf("xl vcpu-set %s %d", g.Name(), n))
-		eventually(t, fmt.Sprintf("the guest has %d vCPUs", n), func() bool {
-			return strings.Count(g.Console(), says) > before
-		})
-	}
-	threads := func() int { return strings.Count(c.must("qfThreadInfo"), ".") }
+	set := func(n int) { t.Helper(); setVCPUs(t, h, g, n) }
 	interrupt := func() {
 		t.Helper()
 		if err := c.Interrupt(); err != nil {
@@ -242,13 +231,13 @@ func vcpusComeAndGo(t *testing.T, h *lab.Host, kind lab.Kind) {
 	}
 	set(1)
 	interrupt()
-	if n := threads(); n != 1 {
+	if n := c.threads(); n != 1 {
 		t.Errorf("got %d threads of 1 vCPU", n)
 	}
 	place := fmt.Sprintf("0,%x,1", symbolAddress(t, h, "do_idle"))
 	c.want("Z"+place+falseCondition, "OK")
 	c.runs(func() { set(2) })
-	if n := threads(); n != 2 {
+	if n := c.threads(); n != 2 {
 		t.Errorf("got %d threads of 2 vCPUs", n)
 	}
 	c.want("Z"+place, "OK")
@@ -264,5 +253,72 @@ func vcpusComeAndGo(t *testing.T, h *lab.Host, kind lab.Kind) {
 	s.exit()
 	set(2)
 	readOwnTraps(t, g).worksOn(t, g, "after a vCPU came back")
+	healthy(t, g)
+}
+
+// setVCPUs has a guest's kernel take its second vCPU down, or bring it up. The toolstack
+// also takes a vCPU that we hold for one that is down, so the kernel is asked.
+func setVCPUs(t *testing.T, h *lab.Host, g *lab.Guest, n int) {
+	t.Helper()
+	says := map[int]string{1: "CPU 1 is now offline", 2: "cpu 1 spinlock event irq"}[n]
+	before := strings.Count(g.Console(), says)
+	labtest.Output(t, h, fmt.Sprintf("xl vcpu-set %s %d", g.Name(), n))
+	eventually(t, fmt.Sprintf("the guest has %d vCPUs", n), func() bool {
+		return strings.Count(g.Console(), says) > before
+	})
+}
+
+// threads tells how many there are.
+func (c *client) threads() int {
+	c.t.Helper()
+	return strings.Count(c.must("qfThreadInfo"), ".")
+}
+
+// A vCPU that is stepped until it takes itself down is told to be gone, and takes nobody
+// with it. When it comes up again, it is watched like the others.
+func TestStepTakesDown(t *testing.T) { eachKindHere(t, stepTakesDown) }
+
+func stepTakesDown(t *testing.T, h *lab.Host, kind lab.Kind) {
+	g := labtest.Guest(t, h, lab.GuestConfig{Kind: kind, MemoryMB: 128, Cmdline: "work=sleep"})
+	s := attach(t, h, g)
+	c := s.dial()
+	second := fmt.Sprintf("p%x.2", g.ID())
+	place := fmt.Sprintf("0,%x,1", symbolAddress(t, h, "arch_cpu_idle_dead"))
+	c.want("Z"+place, "OK")
+	if err := c.Post("vCont;c"); err != nil {
+		t.Fatal(err)
+	}
+	labtest.Output(t, h, "xl vcpu-set "+g.Name()+" 1")
+	if stop := c.stopSoon(40 * time.Second); stopThread(t, stop) != second {
+		t.Fatalf("got stop reply %q, want one of %s", stop, second)
+	}
+	c.want("z"+place, "OK")
+	const most = 5000
+	steps := 0
+	for stop := ""; !strings.HasPrefix(stop, "T00"); steps++ {
+		stop = c.resume("vCont;s:" + second)
+		if !strings.HasPrefix(stop, "T00") && (stopThread(t, stop) != second || steps == most) {
+			t.Fatalf("got stop reply %q to step %d", stop, steps)
+		}
+	}
+	t.Logf("it was down after %d steps", steps)
+	if n := c.threads(); n != 1 {
+		t.Errorf("got %d threads of 1 vCPU", n)
+	}
+	c.runs(func() { ticks(t, g) })
+
+	// A flag of the second processor's that each of its interrupts sets.
+	flag := symbolAddress(t, h, "hardirq_stack_inuse") + c.word(symbolAddress(t, h, "__per_cpu_offset")+8)
+	c.want(fmt.Sprintf("Z2,%x,1", flag), "OK")
+	if err := c.Post("vCont;c"); err != nil {
+		t.Fatal(err)
+	}
+	setVCPUs(t, h, g, 2)
+	if stop := c.stopSoon(40 * time.Second); stopThread(t, stop) != second || !strings.Contains(stop, fmt.Sprintf("watch:%x;", flag)) {
+		t.Errorf("got stop reply %q, want one of %s, which has written to %#x", stop, second, flag)
+	}
+	c.want("D", "OK")
+	s.exit()
+	ticks(t, g)
 	healthy(t, g)
 }
