@@ -158,6 +158,7 @@ func (t *Target) start() error {
 	// Those that are on a breakpoint get off it first, one after the other; then
 	// the client's steps, one after the other too. One that others run beside comes
 	// last, for they would be at theirs again at once.
+	sees := false
 	for _, n := range vcpus {
 		if motions[n] == engine.Stay || t.past[n] == (place{}) {
 			continue
@@ -170,20 +171,21 @@ func (t *Target) start() error {
 			continue
 		}
 		t.leg = leg{stepper: n, lifted: off}
-		if sees, err := t.guest.SeesHeld(n); err != nil {
+		if sees, err = t.guest.SeesHeld(n); err != nil {
 			return err
-		} else if !sees {
+		}
+		if !sees {
 			break
 		}
 	}
-	if t.leg.stepper < 0 {
-		t.leg.stepper = slices.Index(motions, engine.Step)
+	if n := slices.Index(motions, engine.Step); t.leg.stepper < 0 && n >= 0 {
+		t.leg.stepper = n
+		if sees, err = t.guest.SeesHeld(n); err != nil {
+			return err
+		}
 	}
 	if t.leg.stepper >= 0 && t.noEngine == nil {
-		sees, err := t.guest.SeesHeld(t.leg.stepper)
 		switch {
-		case err != nil:
-			return err
 		case sees:
 			t.letOthersRun(vcpus, motions)
 		case t.together(time.Now()):
@@ -591,7 +593,7 @@ func (t *Target) look() (reply rsp.StopReply, done bool, err error) {
 // clear them first.
 func (t *Target) needDebugRegs() bool {
 	if !t.slotsInUse() {
-		t.lent = nil
+		t.lent, t.fresh = nil, nil
 		return false
 	}
 	vcpus, err := t.guest.VCPUs()
